@@ -1,0 +1,47 @@
+# serve, test, check, bench: what people type and what CI runs.
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= smollm2
+VENV := .venv
+BIN := $(VENV)/bin
+# What the built package depends on; Python files are used in place.
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard csrc/*.?pp csrc/*/*.?pp)
+CPP := $(wildcard csrc/*.?pp csrc/*/*.?pp)
+
+.PHONY: serve chat test check bench format clean
+
+serve: $(VENV)/.installed
+	@$(BIN)/sixfold serve $(MODEL) --port $(PORT)
+
+chat: $(VENV)/.installed
+	@$(BIN)/sixfold chat $(MODEL)
+
+test: $(VENV)/.dev
+	$(BIN)/sixfold pull smollm2
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.installed
+	$(BIN)/sixfold bench latency $(MODEL)
+	$(BIN)/sixfold bench throughput $(MODEL)
+
+$(VENV)/.installed: $(NATIVE) scripts/setup
+	scripts/setup $(PYTHON) $(VENV)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build

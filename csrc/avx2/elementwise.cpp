@@ -1,0 +1,134 @@
+// AVX2 norms, activations, rope, quantisation and the table of this instruction set.
+#include <immintrin.h>
+
+#include <cmath>
+
+#include "../kernels.hpp"
+#include "math.hpp"
+
+namespace sixfold {
+namespace avx2 {
+
+MatmulTile matmul(const MatrixRecord& record);
+void attention(const AttentionJob& job);
+
+namespace {
+
+// The first `n` of 8 lanes, for tails.
+inline __m256i tail_mask(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+void rms_norm(const float* x, const float* w, float epsilon, int n, float* y) {
+  __m256 sum = _mm256_setzero_ps();
+  const int whole = n & ~7;
+  const __m256i mask = tail_mask(n - whole);
+  for (int i = 0; i < whole; i += 8) {
+    const __m256 v = _mm256_loadu_ps(x + i);
+    sum = _mm256_fmadd_ps(v, v, sum);
+  }
+  if (whole < n) {
+    const __m256 v = _mm256_maskload_ps(x + whole, mask);
+    sum = _mm256_fmadd_ps(v, v, sum);
+  }
+  const float mean = horizontal_sum(sum) / static_cast<float>(n);
+  const __m256 factor = _mm256_set1_ps(1.0f / std::sqrt(mean + epsilon));
+  for (int i = 0; i < whole; i += 8)
+    _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), factor), _mm256_loadu_ps(w + i)));
+  if (whole < n) {
+    const __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + whole, mask), factor);
+    _mm256_maskstore_ps(y + whole, mask, _mm256_mul_ps(v, _mm256_maskload_ps(w + whole, mask)));
+  }
+}
+
+void quantize(const float* x, int count, const Activations& out, int row, int block) {
+  const std::size_t blocks = static_cast<std::size_t>(out.width) / kBlock;
+  const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  for (int b = block; b < block + count; ++b, x += kBlock) {
+    __m256 v[4], largest = _mm256_setzero_ps();
+    for (int i = 0; i < 4; ++i) {
+      v[i] = _mm256_loadu_ps(x + 8 * i);
+      largest = _mm256_max_ps(largest, _mm256_and_ps(v[i], no_sign));
+    }
+    const float peak = horizontal_max(largest);
+    const float scale = peak / 127.0f;
+    const __m256 inverse = _mm256_set1_ps(peak > 0 ? 127.0f / peak : 0.0f);
+    __m256i q[4];
+    for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    const int first = horizontal_sum_i32(_mm256_add_epi32(q[0], q[1]));
+    const int second = horizontal_sum_i32(_mm256_add_epi32(q[2], q[3]));
+    // packs work within 128-bit halves; the permutation puts the dwords back in order
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + static_cast<std::size_t>(row) * out.width + b * kBlock),
+                        ordered);
+    out.scale[row * blocks + b] = scale;
+    out.scaled_sum[(row * blocks + b) * 2] = scale * static_cast<float>(first);
+    out.scaled_sum[(row * blocks + b) * 2 + 1] = scale * static_cast<float>(second);
+    out.sum8[row * blocks + b] = 8 * (first + second);
+  }
+}
+
+inline __m256 activate(Activation activation, __m256 g) {
+  __m256 u = g;
+  if (activation == Activation::kGeluTanh) {
+    // gelu by tanh, as x * sigmoid(2 u) (Hendrycks & Gimpel 2016)
+    const __m256 cube = _mm256_mul_ps(_mm256_mul_ps(g, g), g);
+    u = _mm256_mul_ps(_mm256_set1_ps(1.5957691216057308f), _mm256_fmadd_ps(_mm256_set1_ps(0.044715f), cube, g));
+  }
+  const __m256 e = exp_ps(_mm256_sub_ps(_mm256_setzero_ps(), u));
+  return _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+}
+
+void gate(Activation activation, const float* gate, const float* up, int n, float* out) {
+  const int whole = n & ~7;
+  for (int i = 0; i < whole; i += 8)
+    _mm256_storeu_ps(out + i, _mm256_mul_ps(activate(activation, _mm256_loadu_ps(gate + i)), _mm256_loadu_ps(up + i)));
+  if (whole < n) {
+    const __m256i mask = tail_mask(n - whole);
+    const __m256 value = activate(activation, _mm256_maskload_ps(gate + whole, mask));
+    _mm256_maskstore_ps(out + whole, mask, _mm256_mul_ps(value, _mm256_maskload_ps(up + whole, mask)));
+  }
+}
+
+void rope(float* x, const float* cosine, const float* sine, int half) {
+  int i = 0;
+  for (; i + 8 <= half; i += 8) {
+    const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + half);
+    const __m256 c = _mm256_loadu_ps(cosine + i), s = _mm256_loadu_ps(sine + i);
+    _mm256_storeu_ps(x + i, _mm256_sub_ps(_mm256_mul_ps(a, c), _mm256_mul_ps(b, s)));
+    _mm256_storeu_ps(x + i + half, _mm256_add_ps(_mm256_mul_ps(b, c), _mm256_mul_ps(a, s)));
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cosine[i] - b * sine[i];
+    x[i + half] = b * cosine[i] + a * sine[i];
+  }
+}
+
+void to_f16(const float* x, int n, std::uint16_t* y, int stride) {
+  const __m256 top = _mm256_set1_ps(65504.0f), bottom = _mm256_set1_ps(-65504.0f);
+  alignas(16) std::uint16_t halves[8];
+  for (int i = 0; i < n; i += 8) {  // n is a multiple of 16 (head sizes)
+    // max returns its second operand when the first is NaN
+    const __m256 clamped = _mm256_min_ps(_mm256_max_ps(_mm256_loadu_ps(x + i), bottom), top);
+    const __m128i packed = _mm256_cvtps_ph(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    if (stride == 1) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(y + i), packed);
+      continue;
+    }
+    _mm_store_si128(reinterpret_cast<__m128i*>(halves), packed);
+    for (int j = 0; j < 8; ++j) y[static_cast<std::size_t>(i + j) * stride] = halves[j];
+  }
+}
+
+}  // namespace
+}  // namespace avx2
+
+const Kernels& avx2_kernels() {
+  static const Kernels table{"avx2",     avx2::matmul, avx2::rms_norm, avx2::quantize,
+                             avx2::gate, avx2::rope,   avx2::to_f16,   avx2::attention};
+  return table;
+}
+
+}  // namespace sixfold

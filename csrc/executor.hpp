@@ -1,0 +1,37 @@
+// Runs plans: the body over the tokens of a step (writing KV, leaving the residual stream), the head over wanted rows.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "step.hpp"
+#include "threads.hpp"
+
+namespace sixfold {
+
+class Executor {
+ public:
+  // `bytes` is the plan file and must outlive the executor. Throws std::invalid_argument.
+  Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages);
+
+  // tokens [T] of all sequences; starts, counts [S]; pages, page_offsets [S + 1]: each sequence's KV pages.
+  void forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
+               std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
+               std::span<const std::int32_t> page_offsets);
+  // Logits of rows of the last forward: out [rows, logits_width()]; the columns past the vocabulary mean nothing.
+  void logits(std::span<const std::int32_t> rows, float* out);
+  void copy_pages(std::span<const std::int32_t> sources, std::span<const std::int32_t> targets);
+
+  const Header& header() const { return step_.plan.header; }
+  int logits_width() const { return step_.logits_width; }
+  int pages() const { return step_.page_count; }
+  std::size_t page_bytes() const { return step_.page_stride * sizeof(std::uint16_t); }
+  int threads() const { return team_.threads(); }
+  const char* isa() const { return step_.kernels.name; }
+
+ private:
+  Step step_;
+  Team team_;
+};
+
+}  // namespace sixfold

@@ -1,0 +1,76 @@
+// The table of kernels: one per instruction set, same functions, filled in scalar/ and avx2/.
+//
+// Contract of every kernel: the result of a row depends on that row alone, with a fixed order of every float
+// reduction, so that it is bit-identical in any batch, chunk or thread.
+#pragma once
+
+#include <cstdint>
+
+#include "plan.hpp"
+
+namespace sixfold {
+
+// Activations of a step, row-major, `width` (a multiple of kBlock) per row, padding zero.
+// int8 form: x ~= scale[block] * q, |q| <= 127; sums are over q of 16 columns times the scale, and 8 times the
+// integer sum of a block, which is what minimums and the zero point 8 of 4-bit weights need.
+struct Activations {
+  int width = 0;
+  std::int8_t* q = nullptr;      // [rows, width]
+  float* scale = nullptr;        // [rows, width / 32]
+  float* scaled_sum = nullptr;   // [rows, width / 16]
+  std::int32_t* sum8 = nullptr;  // [rows, width / 32]
+  float* f32 = nullptr;          // [rows, width]
+};
+
+// y[r * ldy + c] = sum_k w[c, k] * x[row + r, k] for the 16 outputs c of one tile and `rows` rows.
+using MatmulTile = void (*)(const std::uint8_t* tile, int padded_columns, const Activations& x, int row, int rows,
+                            float* y, int ldy);
+
+// One attention job: the query rows of some tokens of one sequence that share a KV head, against keys
+// [begin, end) (begin a multiple of kPageTokens). Online softmax page by page, in order (Milakov & Gimelshein 2018).
+// A page of a layer and head holds K as [head_size][16] then V as [16][head_size], float16.
+struct AttentionJob {
+  const float* q;  // query of token t and head g: q + t * q_stride + g * head_size, already scaled
+  int q_stride;
+  int tokens, group, head_size;
+  const std::uint16_t* pool;  // at this layer and head of page 0
+  std::size_t page_stride;    // in float16 values
+  const std::int32_t* pages;
+  int position;  // of token 0; token t sees keys (position + t - window, position + t]
+  int window;    // 0: all
+  int begin, end;
+  // Out, row r = t * group + g: sum [r][head_size] of exp(s - max) v, its weight, its max. weight 0: no key was seen.
+  float* sum;
+  float* weight;
+  float* max;
+};
+
+struct Kernels {
+  const char* name;
+  MatmulTile (*matmul)(const MatrixRecord& record);
+  // y = x / rms(x) * w over n values; n need not be a multiple of anything (Zhang & Sennrich 2019).
+  void (*rms_norm)(const float* x, const float* w, float epsilon, int n, float* y);
+  // Quantises `count` blocks of 32 values into row `row` of `out`, from block `block` on.
+  void (*quantize)(const float* x, int count, const Activations& out, int row, int block);
+  // out = act(gate) * up
+  void (*gate)(Activation activation, const float* gate, const float* up, int n, float* out);
+  // Rotates pairs (i, i + half) of x by cos[i], sin[i] (RoFormer, in the "rotate half" order).
+  void (*rope)(float* x, const float* cosine, const float* sine, int half);
+  // Rounds to nearest even; values beyond float16 (and NaN) become the largest finite one, so that no stale or broken
+  // row can turn a masked product into NaN. y[i * stride].
+  void (*to_f16)(const float* x, int n, std::uint16_t* y, int stride);
+  void (*attention)(const AttentionJob& job);
+};
+
+const Kernels& scalar_kernels();
+#ifdef SIXFOLD_AVX2
+const Kernels& avx2_kernels();
+#endif
+
+// The best table this machine can run, or the one named; throws std::invalid_argument if it can not run here.
+const Kernels& choose_kernels(const char* isa);
+
+// Decodes output row `row` of a packed matrix (an embedding) to float32 times `scale`. out: [columns].
+void unpack_row(const Matrix& matrix, int row, float scale, float* out);
+
+}  // namespace sixfold

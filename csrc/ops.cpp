@@ -1,0 +1,364 @@
+#include "ops.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "threads.hpp"
+
+namespace sixfold {
+namespace {
+
+struct Range {
+  int begin, end;
+};
+
+// The part of [0, total) that is `index` of `parts` nearly equal parts.
+Range part(int total, int index, int parts) {
+  const auto at = [&](int i) { return static_cast<int>(static_cast<long long>(total) * i / parts); };
+  return {at(index), at(index + 1)};
+}
+
+int blocks_of(int rows, int size) { return (rows + size - 1) / size; }
+
+// Rows are cheap to norm or embed: a chunk is a few of them.
+int row_chunks(int rows) { return std::min(blocks_of(rows, 4), 1024); }
+
+// Enough chunks for threads to even out, few enough that claiming costs nothing.
+int column_chunks(int units, int threads) { return std::min(units, threads * 16); }
+
+class Runner {
+ public:
+  Runner(Step& step, const OpRecord& op, int worker)
+      : s_(step), op_(op), k_(step.kernels), scratch_(step.scratch[worker].data()) {}
+
+  void rope_table(Range rows) {
+    const Matrix& frequencies = s_.plan.matrices[op_.norm[0]];
+    const int n = static_cast<int>(frequencies.record.rows);
+    for (int row = rows.begin; row < rows.end; ++row)
+      for (int i = 0; i < n; ++i) {
+        const float angle = static_cast<float>(s_.positions[row]) * frequencies.vector()[i];
+        s_.cosine[op_.rope].data()[static_cast<std::size_t>(row) * n + i] = std::cos(static_cast<double>(angle));
+        s_.sine[op_.rope].data()[static_cast<std::size_t>(row) * n + i] = std::sin(static_cast<double>(angle));
+      }
+  }
+
+  void embed(Range rows) {
+    for (int row = rows.begin; row < rows.end; ++row)
+      unpack_row(s_.plan.matrices[op_.matrix[0]], s_.tokens[row], op_.scale, s_.x_row(row));
+  }
+
+  void norm(Range rows) {
+    for (int row = rows.begin; row < rows.end; ++row) normed(s_.x_row(row), op_.norm[0], row, s_.normed);
+  }
+
+  void norm_add(Range rows, bool then_norm) {
+    const int hidden = static_cast<int>(s_.plan.header.hidden);
+    for (int row = rows.begin; row < rows.end; ++row) {
+      float* x = s_.x_row(row);
+      k_.rms_norm(s_.y_row(row), vector(op_.norm[0]), op_.epsilon, hidden, scratch_);
+      for (int i = 0; i < hidden; ++i) x[i] += scratch_[i];
+      if (then_norm) normed(x, op_.norm[1], row, s_.normed);
+    }
+  }
+
+  void gather_norm(Range rows) {
+    for (int i = rows.begin; i < rows.end; ++i) normed(s_.x_row(s_.wanted_rows[i]), op_.norm[0], i, s_.head_input);
+  }
+
+  // One head (query, key or value) of a block of rows.
+  void qkv(int head, Range rows) {
+    const Header& h = s_.plan.header;
+    const int d = static_cast<int>(h.head_size);
+    const int queries = static_cast<int>(h.query_heads), kv = static_cast<int>(h.kv_heads);
+    const int which = head < queries ? 0 : head < queries + kv ? 1 : 2;
+    const int in_kind = which == 0 ? head : (head - queries) % kv;
+    const Matrix& w = s_.plan.matrices[op_.matrix[which]];
+    for (int tile = 0; tile < d / kTileColumns; ++tile)
+      matmul(op_.matrix[which])(w.data + w.tile_bytes * (in_kind * (d / kTileColumns) + tile), w.padded_columns,
+                                s_.normed.view(), rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
+    for (int row = rows.begin; row < rows.end; ++row) {
+      float* values = scratch_ + static_cast<std::size_t>(row - rows.begin) * d;
+      if (op_.bias[which] >= 0)
+        for (int i = 0; i < d; ++i) values[i] += vector(op_.bias[which])[in_kind * d + i];
+      if (which < 2 && op_.norm[which] >= 0) k_.rms_norm(values, vector(op_.norm[which]), op_.epsilon, d, values);
+      if (which < 2) rotate(values, row);
+      if (which == 0)
+        store_query(values, row, in_kind);
+      else
+        store_key_or_value(values, row, in_kind, which == 2);
+    }
+  }
+
+  void attention(const AttentionTask& task) {
+    const Header& h = s_.plan.header;
+    const StepSequence& sequence = s_.sequences[task.sequence];
+    const int d = static_cast<int>(h.head_size), group = static_cast<int>(h.query_heads / h.kv_heads);
+    const int rows = task.tokens * group;
+    AttentionJob job{};
+    job.q = s_.q.data() + static_cast<std::size_t>(task.row) * s_.query_width + task.kv_head * group * d;
+    job.q_stride = s_.query_width;
+    job.tokens = task.tokens;
+    job.group = group;
+    job.head_size = d;
+    job.pool = s_.kv(0, op_.layer, task.kv_head);
+    job.page_stride = s_.page_stride;
+    job.pages = sequence.pages;
+    job.position = sequence.position + task.row - sequence.first_row;
+    job.window = op_.window;
+    job.sum = scratch_;
+    job.weight = scratch_ + static_cast<std::size_t>(rows) * d;
+    job.max = job.weight + rows;
+    const int visible_end = job.position + task.tokens;
+    const int visible_begin = op_.window > 0 ? std::max(0, job.position - op_.window + 1) : 0;
+    if (!task.slot_per_split) clear_slots(task, 0);
+    for (int split = task.first_split; split < task.last_split; ++split) {
+      const int slot = task.slot_per_split ? split : 0;
+      if (task.slot_per_split) clear_slots(task, slot);
+      job.begin = std::max(split * kSplitKeys, visible_begin / kPageTokens * kPageTokens);
+      job.end = std::min((split + 1) * kSplitKeys, visible_end);
+      if (job.begin >= job.end) continue;
+      k_.attention(job);
+      for (int r = 0; r < rows; ++r) {
+        const Slot into = this->slot(task.row + r / group, slot, task.kv_head * group + r % group);
+        fold(into, {job.sum + static_cast<std::size_t>(r) * d, job.weight + r, job.max + r});
+      }
+    }
+  }
+
+  void merge(Range rows) {
+    const Header& h = s_.plan.header;
+    const int d = static_cast<int>(h.head_size);
+    std::fill_n(scratch_, s_.query_width, 0.0f);
+    for (int row = rows.begin; row < rows.end; ++row) {
+      for (int head = 0; head < static_cast<int>(h.query_heads); ++head) {
+        float weight = 0, max = -std::numeric_limits<float>::infinity();
+        const Slot all{scratch_ + head * d, &weight, &max};
+        for (int slot = 0; slot < s_.slot_count[row]; ++slot) fold(all, this->slot(row, slot, head));
+        const float inverse = 1.0f / weight;
+        for (int i = 0; i < d; ++i) all.sum[i] *= inverse;
+      }
+      s_.attended.emit(k_, row, scratch_, op_.emit);
+    }
+  }
+
+  void project(Range tiles, Range rows, bool add) {
+    const Matrix& w = s_.plan.matrices[op_.matrix[0]];
+    const Activations& input = (op_.input == 0 ? s_.attended : s_.gated).view();
+    const int outputs = static_cast<int>(w.record.rows);
+    for (int tile = tiles.begin; tile < tiles.end; ++tile) {
+      matmul(op_.matrix[0])(w.data + w.tile_bytes * tile, w.padded_columns, input, rows.begin, rows.end - rows.begin,
+                            scratch_, kTileColumns);
+      const int first = tile * kTileColumns, count = std::min(kTileColumns, outputs - first);
+      for (int row = rows.begin; row < rows.end; ++row) {
+        const float* from = scratch_ + (row - rows.begin) * kTileColumns;
+        float* to = (add ? s_.x_row(row) : s_.y_row(row)) + first;
+        for (int i = 0; i < count; ++i) {
+          const float value = op_.bias[0] >= 0 ? from[i] + vector(op_.bias[0])[first + i] : from[i];
+          to[i] = add ? to[i] + value : value;
+        }
+      }
+    }
+  }
+
+  // Block `block` of 32 intermediate columns: gate and up, the activation, and the quantised product.
+  void gate_up(int block, Range rows) {
+    const Activations& out = s_.gated.view();
+    const int count = rows.end - rows.begin;
+    float* gate = scratch_;
+    float* up = gate + kRowBlock * kBlock;
+    float* product = up + kRowBlock * kBlock;
+    columns(op_.matrix[0], block, rows, gate);
+    columns(op_.matrix[1], block, rows, up);
+    k_.gate(op_.activation, gate, up, count * kBlock, product);
+    for (int i = 0; i < count; ++i) {
+      if (op_.emit & kEmitInt8) k_.quantize(product + i * kBlock, 1, out, rows.begin + i, block);
+      if (op_.emit & kEmitF32)
+        std::memcpy(out.f32 + static_cast<std::size_t>(rows.begin + i) * out.width + block * kBlock,
+                    product + i * kBlock, sizeof(float) * kBlock);
+    }
+  }
+
+  void logits(Range tiles) {
+    const Matrix& w = s_.plan.matrices[op_.matrix[0]];
+    const int rows = static_cast<int>(s_.wanted_rows.size());
+    for (int tile = tiles.begin; tile < tiles.end; ++tile)
+      matmul(op_.matrix[0])(w.data + w.tile_bytes * tile, w.padded_columns, s_.head_input.view(), 0, rows,
+                            s_.logits + static_cast<std::size_t>(tile) * kTileColumns, s_.logits_width);
+  }
+
+ private:
+  struct Slot {
+    float *sum, *weight, *max;
+  };
+
+  const float* vector(int index) const { return s_.plan.matrices[index].vector(); }
+  MatmulTile matmul(int index) const { return s_.matmuls[index]; }
+
+  void normed(const float* x, int weights, int row, ActivationBuffer& out) {
+    const int hidden = static_cast<int>(s_.plan.header.hidden);
+    k_.rms_norm(x, vector(weights), op_.epsilon, hidden, scratch_);
+    std::fill(scratch_ + hidden, scratch_ + s_.hidden_width, 0.0f);
+    out.emit(k_, row, scratch_, op_.emit);
+  }
+
+  void rotate(float* values, int row) {
+    const int n = s_.rope_width(op_.rope);
+    const std::size_t at = static_cast<std::size_t>(row) * n;
+    k_.rope(values, s_.cosine[op_.rope].data() + at, s_.sine[op_.rope].data() + at, n);
+  }
+
+  void store_query(const float* values, int row, int head) {
+    const int d = static_cast<int>(s_.plan.header.head_size);
+    float* to = s_.q.data() + static_cast<std::size_t>(row) * s_.query_width + head * d;
+    for (int i = 0; i < d; ++i) to[i] = values[i] * op_.scale;
+  }
+
+  void store_key_or_value(const float* values, int row, int head, bool value) {
+    const int d = static_cast<int>(s_.plan.header.head_size);
+    const int position = s_.positions[row], token = position % kPageTokens;
+    const std::int32_t* pages = s_.sequences[s_.sequence_of_row[row]].pages;
+    std::uint16_t* page = s_.kv(pages[position / kPageTokens], op_.layer, head);
+    if (value)
+      k_.to_f16(values, d, page + (kPageTokens + token) * d, 1);
+    else
+      k_.to_f16(values, d, page + token, kPageTokens);
+  }
+
+  Slot slot(int row, int index, int head) {
+    const Header& h = s_.plan.header;
+    const std::size_t at = static_cast<std::size_t>(s_.first_slot[row] + index) * h.query_heads + head;
+    return {s_.slots.sum.data() + at * h.head_size, s_.slots.weight.data() + at, s_.slots.max.data() + at};
+  }
+
+  void clear_slots(const AttentionTask& task, int index) {
+    const int group = static_cast<int>(s_.plan.header.query_heads / s_.plan.header.kv_heads);
+    for (int r = 0; r < task.tokens * group; ++r)
+      *slot(task.row + r / group, index, task.kv_head * group + r % group).weight = 0;
+  }
+
+  // Joins two partial softmax sums; the first is kept as it is when the other saw no key.
+  void fold(const Slot& into, const Slot& other) {
+    const int d = static_cast<int>(s_.plan.header.head_size);
+    if (*other.weight == 0) return;
+    if (*into.weight == 0) {
+      std::memcpy(into.sum, other.sum, sizeof(float) * d);
+      *into.weight = *other.weight;
+      *into.max = *other.max;
+      return;
+    }
+    const float max = std::max(*into.max, *other.max);
+    const float a = std::exp(*into.max - max), b = std::exp(*other.max - max);
+    for (int i = 0; i < d; ++i) into.sum[i] = into.sum[i] * a + other.sum[i] * b;
+    *into.weight = *into.weight * a + *other.weight * b;
+    *into.max = max;
+  }
+
+  // Outputs [32 block, 32 block + 32) of a matrix for some rows; zero beyond its last tile.
+  void columns(int index, int block, Range rows, float* out) {
+    const Matrix& w = s_.plan.matrices[index];
+    const int count = rows.end - rows.begin;
+    for (int half = 0; half < 2; ++half) {
+      const int tile = 2 * block + half;
+      if (tile < w.tiles) {
+        matmul(index)(w.data + w.tile_bytes * tile, w.padded_columns, s_.normed.view(), rows.begin, count,
+                      out + half * kTileColumns, kBlock);
+        continue;
+      }
+      for (int i = 0; i < count; ++i) std::fill_n(out + i * kBlock + half * kTileColumns, kTileColumns, 0.0f);
+    }
+  }
+
+  Step& s_;
+  const OpRecord& op_;
+  const Kernels& k_;
+  float* scratch_;
+};
+
+int matrix_tiles(const Step& step, const OpRecord& op) { return step.plan.matrices[op.matrix[0]].tiles; }
+
+int heads(const Step& step) { return static_cast<int>(step.plan.header.query_heads + 2 * step.plan.header.kv_heads); }
+
+// Chunks of a matrix product run over [row block][columns]: all columns of one row block, then the next.
+int per_row_block(const Step& step, const OpRecord& op, int threads) {
+  const int blocks = blocks_of(static_cast<int>(step.tokens.size()), kRowBlock);
+  const int units = op.kind == OpKind::kGateUp ? (matrix_tiles(step, op) + 1) / 2 : matrix_tiles(step, op);
+  return std::max(1, std::min(column_chunks(units, threads), Team::kMaxChunks / blocks));
+}
+
+}  // namespace
+
+int chunk_count(const Step& step, const OpRecord& op, int threads) {
+  const int rows = static_cast<int>(step.tokens.size());
+  switch (op.kind) {
+    case OpKind::kQkv:
+      return std::min(heads(step) * blocks_of(rows, kQkvRows), Team::kMaxChunks);
+    case OpKind::kAttention:
+      return std::min(static_cast<int>(step.tasks.size()), Team::kMaxChunks);
+    case OpKind::kMatmul:
+    case OpKind::kMatmulAdd:
+    case OpKind::kGateUp:
+      return per_row_block(step, op, threads) * blocks_of(rows, kRowBlock);
+    case OpKind::kGatherNorm:
+      return row_chunks(static_cast<int>(step.wanted_rows.size()));
+    case OpKind::kLogits:
+      return column_chunks(matrix_tiles(step, op), threads);
+    default:
+      return row_chunks(rows);
+  }
+}
+
+void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker) {
+  Runner runner(step, op, worker);
+  const int rows = static_cast<int>(step.tokens.size());
+  const Range row_range = part(rows, chunk, chunks);
+  switch (op.kind) {
+    case OpKind::kRopeTable:
+      return runner.rope_table(row_range);
+    case OpKind::kEmbed:
+      return runner.embed(row_range);
+    case OpKind::kNorm:
+      return runner.norm(row_range);
+    case OpKind::kNormAddNorm:
+      return runner.norm_add(row_range, true);
+    case OpKind::kNormAdd:
+      return runner.norm_add(row_range, false);
+    case OpKind::kMerge:
+      return runner.merge(row_range);
+    case OpKind::kGatherNorm:
+      return runner.gather_norm(part(static_cast<int>(step.wanted_rows.size()), chunk, chunks));
+    case OpKind::kLogits:
+      return runner.logits(part(matrix_tiles(step, op), chunk, chunks));
+    case OpKind::kQkv: {
+      const Range units = part(heads(step) * blocks_of(rows, kQkvRows), chunk, chunks);
+      for (int unit = units.begin; unit < units.end; ++unit) {
+        const int first = unit / heads(step) * kQkvRows;
+        runner.qkv(unit % heads(step), {first, std::min(first + kQkvRows, rows)});
+      }
+      return;
+    }
+    case OpKind::kAttention: {
+      const Range tasks = part(static_cast<int>(step.tasks.size()), chunk, chunks);
+      for (int task = tasks.begin; task < tasks.end; ++task) runner.attention(step.tasks[task]);
+      return;
+    }
+    case OpKind::kMatmul:
+    case OpKind::kMatmulAdd:
+    case OpKind::kGateUp: {
+      const int blocks = blocks_of(rows, kRowBlock), per_block = chunks / blocks;
+      const int first = chunk / per_block * kRowBlock;
+      const Range block_rows{first, std::min(first + kRowBlock, rows)};
+      const bool gate = op.kind == OpKind::kGateUp;
+      const int units = gate ? (matrix_tiles(step, op) + 1) / 2 : matrix_tiles(step, op);
+      const Range columns = part(units, chunk % per_block, per_block);
+      if (!gate) return runner.project(columns, block_rows, op.kind == OpKind::kMatmulAdd);
+      for (int block = columns.begin; block < columns.end; ++block) runner.gate_up(block, block_rows);
+      return;
+    }
+    case OpKind::kCount:
+      return;
+  }
+}
+
+}  // namespace sixfold

@@ -1,0 +1,351 @@
+// The only file that knows Python: it turns numpy arrays into spans, releases the GIL, and maps errors.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "executor.hpp"
+#include "kernels.hpp"
+#include "sampling.hpp"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutRow = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OutRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <typename Array>
+auto span(const Array& array) {
+  return std::span(array.data(), array.size());
+}
+
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+// Rows of logits; a row may be longer than the vocabulary (padding), so only its elements need to be adjacent.
+using LogitRows = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
+
+std::vector<std::span<const float>> rows_of(const LogitRows& logits) {
+  const std::size_t vocabulary = logits.shape(1);
+  require(logits.shape(0) == 0 || vocabulary == 1 || logits.stride(1) == 1, "a row of logits must be contiguous");
+  require(vocabulary >= 1 && vocabulary <= sixfold::kMaxVocabulary, "rows need 1 to 1048575 logits");
+  std::vector<std::span<const float>> rows;
+  for (std::size_t r = 0; r < logits.shape(0); ++r) {
+    rows.emplace_back(logits.data() + static_cast<std::int64_t>(r) * logits.stride(0), vocabulary);
+  }
+  return rows;
+}
+
+// Token ids from any iterable of int. Quick for a list, which is what a sequence keeps.
+std::vector<std::int32_t> ids_of(nb::handle iterable) {
+  std::vector<std::int32_t> ids;
+  if (iterable.is_none()) return ids;
+  const nb::object items = nb::steal(PySequence_Fast(iterable.ptr(), "token ids must be iterable"));
+  if (!items.is_valid()) throw nb::python_error();
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(items.ptr());
+  ids.reserve(static_cast<std::size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const long long id = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(items.ptr(), i));
+    if (id == -1 && PyErr_Occurred()) throw nb::python_error();
+    ids.push_back(id < 0 || id > INT32_MAX ? -1 : static_cast<std::int32_t>(id));  // -1 is no token of any vocabulary
+  }
+  return ids;
+}
+
+nb::tuple sampled_tuple(std::int32_t id, const sixfold::Likelihood& likelihood,
+                        const std::vector<sixfold::Alternative>& alternatives) {
+  nb::list top;
+  for (const auto& [other, logprob] : alternatives) top.append(nb::make_tuple(other, logprob));
+  return nb::make_tuple(id, likelihood.logprob, likelihood.rank, nb::tuple(top));
+}
+
+nb::list sample_rows(LogitRows logits, const nb::list& settings,
+                     nb::ndarray<const std::uint64_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu> keys,
+                     const nb::list& tokens, const nb::list& suppressed, const std::vector<int>& logprobs) {
+  using namespace sixfold;
+  const auto rows = rows_of(logits);
+  const std::size_t count = rows.size();
+  require(settings.size() == count && keys.shape(0) == count && tokens.size() == count && suppressed.size() == count &&
+              logprobs.size() == count,
+          "every argument needs one entry a row of logits");
+  std::vector<std::vector<std::int32_t>> ids;
+  for (std::size_t r = 0; r < count; ++r) ids.push_back(ids_of(tokens[r]));
+  for (std::size_t r = 0; r < count; ++r) ids.push_back(ids_of(suppressed[r]));
+  std::vector<SamplingRow> requests;
+  for (std::size_t r = 0; r < count; ++r) {
+    const std::uint64_t* key = keys.data() + 4 * r;
+    requests.push_back({.logits = rows[r],
+                        .settings = nb::cast<const SamplingSettings*>(settings[r]),
+                        .key = {.seed = key[0], .choice = static_cast<std::uint32_t>(key[1]), .position = key[2]},
+                        .tokens = ids[r],
+                        .prompt_length = key[3],
+                        .suppressed = ids[count + r]});
+    require(requests.back().settings != nullptr, "settings must not be None");
+  }
+  std::vector<Drawn> drawn(count);
+  std::vector<Likelihood> likelihoods(count);
+  std::vector<std::vector<Alternative>> alternatives(count);
+  {
+    nb::gil_scoped_release release;
+    for (std::size_t r = 0; r < count; ++r) {
+      drawn[r] = sample(requests[r]);
+      if (drawn[r].status != SamplingStatus::kOk || logprobs[r] < 0) continue;
+      const LogProbabilities distribution(rows[r]);
+      likelihoods[r] = distribution.likelihood(drawn[r].id);
+      alternatives[r] = distribution.top(static_cast<std::size_t>(logprobs[r]));
+    }
+  }
+  nb::list result;
+  for (std::size_t r = 0; r < count; ++r) {
+    if (drawn[r].status != SamplingStatus::kOk) {
+      result.append(nb::make_tuple(-static_cast<int>(drawn[r].status), nb::none(), nb::none(), nb::make_tuple()));
+    } else if (logprobs[r] < 0) {
+      result.append(nb::make_tuple(drawn[r].id, nb::none(), nb::none(), nb::make_tuple()));
+    } else {
+      result.append(sampled_tuple(drawn[r].id, likelihoods[r], alternatives[r]));
+    }
+  }
+  return result;
+}
+
+std::vector<std::span<const float>> rows_with_targets(const LogitRows& logits, const Ints& targets) {
+  auto rows = rows_of(logits);
+  require(targets.size() == rows.size(), "every row of logits needs one target");
+  for (const std::int32_t id : span(targets)) {
+    require(id >= 0 && static_cast<std::size_t>(id) < logits.shape(1), "a target is outside the vocabulary");
+  }
+  return rows;
+}
+
+nb::list score_rows(LogitRows logits, Ints targets, std::size_t top) {
+  using namespace sixfold;
+  const auto rows = rows_with_targets(logits, targets);
+  std::vector<Likelihood> likelihoods(rows.size());
+  std::vector<std::vector<Alternative>> alternatives(rows.size());
+  {
+    nb::gil_scoped_release release;
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      const LogProbabilities distribution(rows[r]);
+      likelihoods[r] = distribution.likelihood(targets.data()[r]);
+      alternatives[r] = distribution.top(top);
+    }
+  }
+  nb::list result;
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    result.append(sampled_tuple(targets.data()[r], likelihoods[r], alternatives[r]));
+  }
+  return result;
+}
+
+nb::ndarray<nb::numpy, double, nb::ndim<1>> logprobs_of(LogitRows logits, Ints targets) {
+  const auto rows = rows_with_targets(logits, targets);
+  auto values = std::make_unique<std::vector<double>>(rows.size());
+  {
+    nb::gil_scoped_release release;
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      (*values)[r] = sixfold::LogProbabilities(rows[r]).of(targets.data()[r]);
+    }
+  }
+  std::vector<double>* kept = values.release();
+  const nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<double>*>(p); });
+  return {kept->data(), {kept->size()}, owner};
+}
+
+nb::list argmax_rows(LogitRows logits) {
+  const auto rows = rows_of(logits);
+  std::vector<std::int32_t> ids(rows.size());
+  {
+    nb::gil_scoped_release release;
+    for (std::size_t r = 0; r < rows.size(); ++r) ids[r] = sixfold::argmax(rows[r]);
+  }
+  nb::list result;
+  for (const std::int32_t id : ids) result.append(id);
+  return result;
+}
+
+void bind_sampling(nb::module_& module) {
+  using namespace sixfold;
+  nb::class_<SamplingSettings>(module, "SamplingSettings")
+      .def(
+          "__init__",
+          [](SamplingSettings* self, double temperature, std::int64_t top_k, double top_p, double min_p,
+             double typical_p, double repetition_penalty, double frequency_penalty, double presence_penalty,
+             const nb::dict& logit_bias) {
+            std::vector<Bias> bias;
+            for (const auto& [id, value] : logit_bias) {
+              const std::int64_t wide = nb::cast<std::int64_t>(id);
+              bias.push_back({wide < 0 || wide > INT32_MAX ? -1 : static_cast<std::int32_t>(wide),
+                              static_cast<float>(nb::cast<double>(value))});
+            }
+            new (self) SamplingSettings{
+                temperature,      top_k,          top_p, min_p, typical_p, repetition_penalty, frequency_penalty,
+                presence_penalty, std::move(bias)};
+          },
+          nb::kw_only(), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),
+          nb::arg("typical_p"), nb::arg("repetition_penalty"), nb::arg("frequency_penalty"),
+          nb::arg("presence_penalty"), nb::arg("logit_bias"));
+  module.def("sample", &sample_rows, nb::arg("logits").noconvert(), nb::arg("settings"), nb::arg("keys").noconvert(),
+             nb::arg("tokens"), nb::arg("suppressed"), nb::arg("logprobs"),
+             "One (id, logprob, rank, top) a row; keys [R, 4] are seed, choice, position, prompt length; logprobs < 0 "
+             "asks for none. A negative id is a failure: -1 nothing possible, -2 logit_bias outside the vocabulary.");
+  module.def("argmax", &argmax_rows, nb::arg("logits").noconvert(),
+             "Id of the largest logit a row, -1 if there is none.");
+  module.def("score", &score_rows, nb::arg("logits").noconvert(), nb::arg("targets").noconvert(), nb::arg("top"),
+             "(target, logprob, rank, top) a row; logprob NaN and rank 0 where every logit is NaN or -inf.");
+  module.def("logprobs_of", &logprobs_of, nb::arg("logits").noconvert(), nb::arg("targets").noconvert(),
+             "Log-probability of each row's target, float64 [R].");
+  module.def(
+      "log_sum_exp",
+      [](Floats logits) {
+        require(logits.size() >= 1 && logits.size() <= kMaxVocabulary, "a row needs 1 to 1048575 logits");
+        return LogProbabilities(span(logits)).log_sum_exp();
+      },
+      nb::arg("logits").noconvert());
+  module.def(
+      "random_bits",
+      [](std::uint64_t seed, std::uint32_t choice, std::uint64_t position) {
+        return random_bits({seed, choice, position});
+      },
+      nb::arg("seed"), nb::arg("choice"), nb::arg("position"), "The 64 random bits that draw one token.");
+  module.def("philox", &philox, nb::arg("counter"), nb::arg("key"));
+}
+
+void bind_executor(nb::module_& module) {
+  using sixfold::Executor;
+  nb::class_<Executor>(module, "Executor")
+      .def(
+          "__init__",
+          [](Executor* self, Bytes plan, const std::string& isa, int threads, int max_tokens, int pages) {
+            require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+            require(max_tokens >= 1 && pages >= 1, "max_tokens and pages must be at least 1");
+            new (self) Executor(span(plan), isa.c_str(), threads, max_tokens, pages);
+          },
+          nb::arg("plan"), nb::arg("isa"), nb::arg("threads"), nb::arg("max_tokens"), nb::arg("pages"),
+          nb::keep_alive<1, 2>())
+      .def(
+          "forward",
+          [](Executor& self, Ints tokens, Ints starts, Ints counts, Ints pages, Ints page_offsets) {
+            nb::gil_scoped_release release;
+            self.forward(span(tokens), span(starts), span(counts), span(pages), span(page_offsets));
+          },
+          nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"), nb::arg("pages"), nb::arg("page_offsets"))
+      .def(
+          "logits",
+          [](Executor& self, Ints rows, OutRows out) {
+            require(out.shape(0) >= rows.size(), "out has fewer rows than were asked for");
+            require(out.shape(1) == static_cast<std::size_t>(self.logits_width()), "out has the wrong width");
+            nb::gil_scoped_release release;
+            self.logits(span(rows), out.data());
+          },
+          nb::arg("rows"), nb::arg("out"))
+      .def(
+          "copy_pages", [](Executor& self, Ints from, Ints to) { self.copy_pages(span(from), span(to)); },
+          nb::arg("sources"), nb::arg("targets"))
+      .def_prop_ro("logits_width", &Executor::logits_width)
+      .def_prop_ro("num_pages", &Executor::pages)
+      .def_prop_ro("page_bytes", &Executor::page_bytes)
+      .def_prop_ro("threads", &Executor::threads)
+      .def_prop_ro("isa", &Executor::isa)
+      .def_prop_ro("vocab_size", [](const Executor& self) { return self.header().vocabulary; });
+}
+
+// Single kernels, for the tests that compare every instruction set with the numpy reference.
+void bind_kernels(nb::module_& module) {
+  using namespace sixfold;
+  module.def(
+      "kernel_matmul",
+      [](const std::string& isa, Bytes record_bytes, Bytes tiles, Rows x, OutRows y) {
+        MatrixRecord record;
+        require(record_bytes.size() == sizeof(record), "a matrix record has another size");
+        std::memcpy(&record, record_bytes.data(), sizeof(record));
+        const Kernels& kernels = choose_kernels(isa.c_str());
+        const int rows = static_cast<int>(x.shape(0)), columns = static_cast<int>(x.shape(1));
+        const std::size_t tile = tile_bytes(record), count = round_up(record.rows, kTileColumns) / kTileColumns;
+        require(tiles.size() == tile * count && columns == static_cast<int>(round_up(record.columns, kBlock)) &&
+                    y.shape(0) == x.shape(0) && y.shape(1) == count * kTileColumns,
+                "shapes disagree");
+        ActivationBuffer activations(rows, columns);
+        for (int r = 0; r < rows; ++r) activations.emit(kernels, r, x.data() + r * columns, kEmitInt8 | kEmitF32);
+        for (std::size_t t = 0; t < count; ++t)
+          kernels.matmul(record)(tiles.data() + t * tile, columns, activations.view(), 0, rows,
+                                 y.data() + t * kTileColumns, static_cast<int>(y.shape(1)));
+      },
+      "Multiplies x [rows, padded columns] by packed tiles, quantising x if the format asks for it, into y.");
+  module.def("kernel_unpack_row", [](Bytes record_bytes, Bytes tiles, int row, OutRow out) {
+    Matrix matrix{};
+    require(record_bytes.size() == sizeof(matrix.record), "a matrix record has another size");
+    std::memcpy(&matrix.record, record_bytes.data(), sizeof(matrix.record));
+    matrix.tile_bytes = tile_bytes(matrix.record);
+    matrix.data = tiles.data();
+    require(row >= 0 && (row / kTileColumns + 1) * matrix.tile_bytes <= tiles.size(), "no such row");
+    require(out.size() == matrix.record.columns, "out has the wrong length");
+    unpack_row(matrix, row, 1.0f, out.data());
+  });
+  module.def("kernel_rms_norm", [](const std::string& isa, Floats x, Floats w, float epsilon, OutRow y) {
+    require(x.size() == w.size() && x.size() == y.size(), "lengths differ");
+    choose_kernels(isa.c_str()).rms_norm(x.data(), w.data(), epsilon, static_cast<int>(x.size()), y.data());
+  });
+  module.def("kernel_gate", [](const std::string& isa, int activation, Floats gate, Floats up, OutRow y) {
+    require(gate.size() == up.size() && gate.size() == y.size(), "lengths differ");
+    choose_kernels(isa.c_str())
+        .gate(static_cast<Activation>(activation), gate.data(), up.data(), static_cast<int>(gate.size()), y.data());
+  });
+  module.def("kernel_rope", [](const std::string& isa, OutRow x, Floats cosine, Floats sine) {
+    require(cosine.size() == sine.size() && x.size() >= 2 * cosine.size(), "lengths differ");
+    choose_kernels(isa.c_str()).rope(x.data(), cosine.data(), sine.data(), static_cast<int>(cosine.size()));
+  });
+  module.def(
+      "kernel_attention",
+      [](const std::string& isa, Rows q, Rows k, Rows v, int tokens, int position, int window, OutRows out) {
+        const int rows = static_cast<int>(q.shape(0)), d = static_cast<int>(q.shape(1));
+        const int keys = static_cast<int>(k.shape(0));
+        require(tokens >= 1 && rows % tokens == 0 && d % 16 == 0, "rows must be tokens by group, head size 16 n");
+        require(position >= 0 && position + tokens <= keys && v.shape(0) == k.shape(0), "keys end before the tokens");
+        require(static_cast<int>(k.shape(1)) == d && static_cast<int>(v.shape(1)) == d && out.size() == q.size(),
+                "head sizes differ");
+        const Kernels& kernels = choose_kernels(isa.c_str());
+        const int pages = (keys + kPageTokens - 1) / kPageTokens;
+        const std::size_t stride = 2 * static_cast<std::size_t>(kPageTokens) * d;
+        std::vector<std::uint16_t> pool(stride * pages);
+        std::vector<std::int32_t> table(pages);
+        for (int key = 0; key < keys; ++key) {
+          table[key / kPageTokens] = key / kPageTokens;
+          std::uint16_t* page = pool.data() + stride * (key / kPageTokens);
+          kernels.to_f16(k.data() + static_cast<std::size_t>(key) * d, d, page + key % kPageTokens, kPageTokens);
+          kernels.to_f16(v.data() + static_cast<std::size_t>(key) * d, d, page + (kPageTokens + key % kPageTokens) * d,
+                         1);
+        }
+        std::vector<float> weight(rows), max(rows);
+        const int group = rows / tokens;
+        AttentionJob job{q.data(),   group * d,     tokens,    group,  d, pool.data(),
+                         stride,     table.data(),  position,  window, 0, position + tokens,
+                         out.data(), weight.data(), max.data()};
+        kernels.attention(job);
+        for (int r = 0; r < rows; ++r)
+          for (int i = 0; i < d; ++i) out.data()[static_cast<std::size_t>(r) * d + i] /= weight[r];
+      },
+      "Attention of q [tokens * group, d] over k, v [keys, d] held as float16 pages.");
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  bind_sampling(module);
+  bind_executor(module);
+  bind_kernels(module);
+}

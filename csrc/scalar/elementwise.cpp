@@ -1,0 +1,75 @@
+// Portable norms, activations, rope, quantisation and the table of this instruction set.
+#include <algorithm>
+#include <cmath>
+
+#include "../half.hpp"
+#include "../kernels.hpp"
+
+namespace sixfold {
+namespace scalar {
+
+MatmulTile matmul(const MatrixRecord& record);
+void attention(const AttentionJob& job);
+
+namespace {
+
+void rms_norm(const float* x, const float* w, float epsilon, int n, float* y) {
+  float lanes[8] = {};
+  for (int i = 0; i < n; ++i) lanes[i % 8] += x[i] * x[i];
+  float sum = 0;
+  for (float lane : lanes) sum += lane;
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(n) + epsilon);
+  for (int i = 0; i < n; ++i) y[i] = x[i] * factor * w[i];
+}
+
+void quantize(const float* x, int count, const Activations& out, int row, int block) {
+  const std::size_t blocks = static_cast<std::size_t>(out.width) / kBlock;
+  for (int b = block; b < block + count; ++b, x += kBlock) {
+    float largest = 0;
+    for (int i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
+    const float scale = largest / 127.0f;
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    std::int8_t* q = out.q + static_cast<std::size_t>(row) * out.width + b * kBlock;
+    std::int32_t sums[2] = {};
+    for (int i = 0; i < kBlock; ++i) {
+      q[i] = static_cast<std::int8_t>(std::nearbyint(x[i] * inverse));
+      sums[i / 16] += q[i];
+    }
+    out.scale[row * blocks + b] = scale;
+    out.scaled_sum[(row * blocks + b) * 2] = scale * static_cast<float>(sums[0]);
+    out.scaled_sum[(row * blocks + b) * 2 + 1] = scale * static_cast<float>(sums[1]);
+    out.sum8[row * blocks + b] = 8 * (sums[0] + sums[1]);
+  }
+}
+
+void gate(Activation activation, const float* gate, const float* up, int n, float* out) {
+  for (int i = 0; i < n; ++i) {
+    const float g = gate[i];
+    // gelu by tanh, as x * sigmoid(2 u) (Hendrycks & Gimpel 2016)
+    const float u = activation == Activation::kSilu ? g : 1.5957691216057308f * (g + 0.044715f * g * g * g);
+    out[i] = g / (1.0f + std::exp(-u)) * up[i];
+  }
+}
+
+void rope(float* x, const float* cosine, const float* sine, int half) {
+  for (int i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cosine[i] - b * sine[i];
+    x[i + half] = b * cosine[i] + a * sine[i];
+  }
+}
+
+void to_f16(const float* x, int n, std::uint16_t* y, int stride) {
+  for (int i = 0; i < n; ++i) y[static_cast<std::size_t>(i) * stride] = f32_to_f16_clamped(x[i]);
+}
+
+}  // namespace
+}  // namespace scalar
+
+const Kernels& scalar_kernels() {
+  static const Kernels table{"scalar",     scalar::matmul, scalar::rms_norm, scalar::quantize,
+                             scalar::gate, scalar::rope,   scalar::to_f16,   scalar::attention};
+  return table;
+}
+
+}  // namespace sixfold

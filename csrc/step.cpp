@@ -1,0 +1,152 @@
+#include "step.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "ops.hpp"
+
+namespace sixfold {
+namespace {
+
+// From this many tokens on, a sequence's tokens are work enough for the threads without splitting its keys.
+constexpr int kFoldingTokens = 4;
+constexpr int kTileTokens = 8;
+
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+int padded(std::uint32_t value) { return static_cast<int>(round_up(value, kBlock)); }
+
+}  // namespace
+
+ActivationBuffer::ActivationBuffer(int rows, int columns) {
+  view_.width = padded(static_cast<std::uint32_t>(columns));
+  const std::size_t values = static_cast<std::size_t>(rows) * view_.width;
+  q_ = Buffer<std::int8_t>(values);
+  f32_ = Buffer<float>(values);
+  scale_ = Buffer<float>(values / kBlock);
+  scaled_sum_ = Buffer<float>(values / kBlock * 2);
+  sum8_ = Buffer<std::int32_t>(values / kBlock);
+  view_.q = q_.data();
+  view_.f32 = f32_.data();
+  view_.scale = scale_.data();
+  view_.scaled_sum = scaled_sum_.data();
+  view_.sum8 = sum8_.data();
+}
+
+void ActivationBuffer::emit(const Kernels& kernels, int row, const float* values, std::uint32_t forms) {
+  if (forms & kEmitInt8) kernels.quantize(values, view_.width / kBlock, view_, row, 0);
+  if (forms & kEmitF32)
+    std::memcpy(view_.f32 + static_cast<std::size_t>(row) * view_.width, values, sizeof(float) * view_.width);
+}
+
+void Step::Free::operator()(void* p) const { std::free(p); }
+
+Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, int pages)
+    : plan(std::move(plan_)),
+      kernels(kernels_),
+      max_tokens(max_tokens_),
+      page_count(pages),
+      hidden_width(padded(plan.header.hidden)),
+      query_width(padded(plan.header.query_heads * plan.header.head_size)),
+      page_stride(2 * static_cast<std::size_t>(kPageTokens) * plan.header.head_size * plan.header.kv_heads *
+                  plan.header.layers),
+      x(static_cast<std::size_t>(max_tokens) * hidden_width),
+      y(static_cast<std::size_t>(max_tokens) * hidden_width),
+      q(static_cast<std::size_t>(max_tokens) * query_width),
+      normed(max_tokens, static_cast<int>(plan.header.hidden)),
+      attended(max_tokens, query_width),
+      gated(max_tokens, static_cast<int>(plan.header.intermediate)),
+      head_input(kLogitRows, static_cast<int>(plan.header.hidden)),
+      logits_width(static_cast<int>(round_up(plan.header.vocabulary, kTileColumns))) {
+  for (std::uint32_t i = 0; i < plan.header.rope_tables; ++i) {
+    cosine.emplace_back(static_cast<std::size_t>(max_tokens) * plan.header.head_size / 2);
+    sine.emplace_back(static_cast<std::size_t>(max_tokens) * plan.header.head_size / 2);
+  }
+  rope_widths_.resize(plan.header.rope_tables);
+  for (const OpRecord& op : plan.body)
+    if (op.kind == OpKind::kRopeTable) rope_widths_[op.rope] = static_cast<int>(plan.matrices[op.norm[0]].record.rows);
+  const std::size_t group = plan.header.query_heads / plan.header.kv_heads;
+  const std::size_t attention = group * kTileTokens * (plan.header.head_size + 2);
+  const std::size_t rows = std::max<std::size_t>(kQkvRows * plan.header.head_size, 3 * kRowBlock * kBlock);
+  const std::size_t widest = std::max<std::size_t>(
+      {attention, rows, static_cast<std::size_t>(hidden_width), static_cast<std::size_t>(query_width)});
+  for (int i = 0; i < threads; ++i) scratch.emplace_back(widest);
+  for (const Matrix& matrix : plan.matrices)
+    matmuls.push_back(matrix.record.vector ? nullptr : kernels.matmul(matrix.record));
+  // calloc: the system hands out zeroed pages as they are touched, so an unused pool costs nothing.
+  pool_memory_.reset(std::calloc(page_stride * static_cast<std::size_t>(pages) + 32, sizeof(std::uint16_t)));
+  if (!pool_memory_) throw std::bad_alloc();
+  pool = reinterpret_cast<std::uint16_t*>(round_up(reinterpret_cast<std::uintptr_t>(pool_memory_.get()), 64));
+}
+
+void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::int32_t> starts,
+                    std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
+                    std::span<const std::int32_t> page_offsets) {
+  require(starts.size() == counts.size() && page_offsets.size() == counts.size() + 1,
+          "batch arrays disagree in length");
+  require(!tokens_.empty() && tokens_.size() <= static_cast<std::size_t>(max_tokens), "no tokens, or more than a step");
+  const auto vocabulary = static_cast<std::int32_t>(plan.header.vocabulary);
+  for (std::int32_t token : tokens_) require(token >= 0 && token < vocabulary, "a token is not in the vocabulary");
+  for (std::int32_t page : pages) require(page >= 0 && page < page_count, "a page is not in the pool");
+  require(page_offsets.front() == 0 && page_offsets.back() == static_cast<std::int32_t>(pages.size()),
+          "page offsets do not cover the pages");
+  tokens.assign(tokens_.begin(), tokens_.end());
+  page_table.assign(pages.begin(), pages.end());
+  positions.clear();
+  sequence_of_row.clear();
+  sequences.clear();
+  tasks.clear();
+  first_slot.clear();
+  slot_count.clear();
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    const int first_row = static_cast<int>(positions.size());
+    require(counts[i] > 0 && starts[i] >= 0 && starts[i] <= (1 << 28), "a sequence has no tokens or a bad start");
+    require(page_offsets[i] >= 0 && page_offsets[i] <= page_offsets[i + 1], "page offsets are not in order");
+    const int held = (page_offsets[i + 1] - page_offsets[i]) * kPageTokens;
+    require(starts[i] + counts[i] <= held, "a sequence has fewer pages than tokens");
+    require(first_row + static_cast<std::size_t>(counts[i]) <= tokens.size(), "counts exceed the tokens");
+    sequences.push_back({first_row, counts[i], starts[i], page_table.data() + page_offsets[i]});
+    for (int t = 0; t < counts[i]; ++t) {
+      positions.push_back(starts[i] + t);
+      sequence_of_row.push_back(static_cast<int>(i));
+    }
+    plan_attention(static_cast<int>(i));
+  }
+  require(positions.size() == tokens.size(), "counts do not add up to the tokens");
+  const std::size_t needed = first_slot.empty() ? 0 : static_cast<std::size_t>(first_slot.back() + slot_count.back());
+  if (needed > slots.capacity) {
+    slots.capacity = round_up(needed, 64);
+    slots.sum = Buffer<float>(slots.capacity * plan.header.query_heads * plan.header.head_size);
+    slots.weight = Buffer<float>(slots.capacity * plan.header.query_heads);
+    slots.max = Buffer<float>(slots.capacity * plan.header.query_heads);
+  }
+}
+
+void Step::plan_attention(int index) {
+  const StepSequence& s = sequences[index];
+  const bool per_split = s.rows < kFoldingTokens;
+  for (int row = 0; row < s.rows; row += kTileTokens) {
+    const int count = std::min(kTileTokens, s.rows - row);
+    const int splits = (s.position + row + count + kSplitKeys - 1) / kSplitKeys;
+    for (int t = 0; t < count; ++t) {
+      first_slot.push_back(first_slot.empty() ? 0 : first_slot.back() + slot_count.back());
+      slot_count.push_back(per_split ? splits : 1);
+    }
+    for (int head = 0; head < static_cast<int>(plan.header.kv_heads); ++head) {
+      if (!per_split) {
+        tasks.push_back({index, s.first_row + row, count, head, 0, splits, false});
+        continue;
+      }
+      for (int split = 0; split < splits; ++split)
+        tasks.push_back({index, s.first_row + row, count, head, split, split + 1, true});
+    }
+  }
+}
+
+}  // namespace sixfold

@@ -1,0 +1,126 @@
+// The state of one step: what is computed (rows), where (buffers), and the KV pool. Owned by the executor, read and
+// written by the operators in ops.cpp.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels.hpp"
+#include "plan.hpp"
+
+namespace sixfold {
+
+// Keys of one attention split. Splits lie at multiples of it, whatever the batch or the threads, and their partial
+// results are folded in order: that fixes the order of every addition.
+constexpr int kSplitKeys = 128;
+
+// A zeroed block of floats, int8 or int32, aligned to 64 bytes.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(std::size_t count = 0) : data_(count + 64 / sizeof(T)) {
+    const auto address = reinterpret_cast<std::uintptr_t>(data_.data());
+    skip_ = (round_up(address, 64) - address) / sizeof(T);
+  }
+  T* data() { return data_.data() + skip_; }
+
+ private:
+  std::vector<T> data_;
+  std::size_t skip_ = 0;
+};
+
+// Activations with their memory. `view()` is what kernels take.
+class ActivationBuffer {
+ public:
+  ActivationBuffer(int rows, int columns);
+  const Activations& view() const { return view_; }
+  // Writes row `row` from `width` float32 values (padding included) in the forms asked for.
+  void emit(const Kernels& kernels, int row, const float* values, std::uint32_t forms);
+
+ private:
+  Buffer<std::int8_t> q_;
+  Buffer<float> scale_, scaled_sum_, f32_;
+  Buffer<std::int32_t> sum8_;
+  Activations view_;
+};
+
+// One sequence of a step. pages: its KV pages in order.
+struct StepSequence {
+  int first_row, rows, position;
+  const std::int32_t* pages;
+};
+
+// One attention job before it meets a layer: tokens of a sequence, a KV head, splits [first, last). With
+// `slot_per_split` every split leaves its own partial result (few rows, many threads); otherwise they are folded on the
+// way.
+struct AttentionTask {
+  int sequence, row, tokens, kv_head;
+  int first_split, last_split;
+  bool slot_per_split;
+};
+
+// Partial attention results: a slot holds, for every query head of one row, sum[head_size], weight and max.
+struct Slots {
+  Buffer<float> sum, weight, max;
+  std::size_t capacity = 0;
+};
+
+struct Step {
+  Step(Plan plan, const Kernels& kernels, int threads, int max_tokens, int pages);
+
+  // Describes the rows of the next body run; throws std::invalid_argument when it does not fit.
+  void describe(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
+                std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
+                std::span<const std::int32_t> page_offsets);
+
+  std::uint16_t* kv(int page, int layer, int kv_head) {
+    const std::size_t head = 2 * static_cast<std::size_t>(kPageTokens) * plan.header.head_size;
+    return pool + page * page_stride + (static_cast<std::size_t>(layer) * plan.header.kv_heads + kv_head) * head;
+  }
+  int rope_width(int table) const { return rope_widths_[table]; }  // pairs that a table rotates
+  float* x_row(int row) { return x.data() + static_cast<std::size_t>(row) * hidden_width; }
+  float* y_row(int row) { return y.data() + static_cast<std::size_t>(row) * hidden_width; }
+
+  Plan plan;
+  const Kernels& kernels;
+  int max_tokens, page_count;
+  int hidden_width, query_width;  // padded to kBlock
+  std::size_t page_stride;        // float16 values of one page, all layers
+
+  Buffer<float> x, y;                        // [rows, hidden_width]: residual stream, projection before its norm
+  Buffer<float> q;                           // [rows, query_width]
+  std::vector<Buffer<float>> cosine, sine;   // a rope table: [rows, head_size / 2]
+  ActivationBuffer normed, attended, gated;  // inputs of: qkv and gate/up; o; down
+  ActivationBuffer head_input;               // [kLogitRows, hidden_width]
+  Slots slots;
+  std::vector<Buffer<float>> scratch;  // one a worker
+
+  std::vector<std::int32_t> tokens, positions;  // a row
+  std::vector<int> first_slot, slot_count;      // a row
+  std::vector<std::int32_t> page_table;
+  std::vector<StepSequence> sequences;
+  std::vector<int> sequence_of_row;
+  std::vector<AttentionTask> tasks;
+  std::vector<MatmulTile> matmuls;  // a matrix of the plan
+
+  std::span<const std::int32_t> wanted_rows;  // rows of the head run
+  float* logits = nullptr;                    // [wanted rows, logits_width]
+  int logits_width;
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  void plan_attention(int sequence);
+  std::unique_ptr<void, Free> pool_memory_;
+  std::vector<int> rope_widths_;
+
+ public:
+  std::uint16_t* pool;
+};
+
+constexpr int kLogitRows = 64;  // rows of logits computed at once
+
+}  // namespace sixfold

@@ -1,0 +1,91 @@
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# --- sampling ---
+
+class SamplingSettings:
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        typical_p: float,
+        repetition_penalty: float,
+        frequency_penalty: float,
+        presence_penalty: float,
+        logit_bias: Mapping[int, float],
+    ) -> None: ...
+
+def sample(
+    logits: NDArray[np.float32],
+    settings: list[SamplingSettings],
+    keys: NDArray[np.uint64],
+    tokens: list[Sequence[int] | None],
+    suppressed: list[Iterable[int] | None],
+    logprobs: list[int],
+) -> list[tuple[int, float | None, int | None, tuple[tuple[int, float], ...]]]: ...
+def argmax(logits: NDArray[np.float32]) -> list[int]: ...
+def score(
+    logits: NDArray[np.float32], targets: NDArray[np.int32], top: int
+) -> list[tuple[int, float, int, tuple[tuple[int, float], ...]]]: ...
+def logprobs_of(logits: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]: ...
+def log_sum_exp(logits: NDArray[np.float32]) -> float: ...
+def random_bits(seed: int, choice: int, position: int) -> int: ...
+def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
+
+# --- executor ---
+
+class Executor:
+    logits_width: int
+    num_pages: int
+    page_bytes: int
+    threads: int
+    isa: str
+    vocab_size: int
+    def __init__(self, plan: NDArray[np.uint8], isa: str, threads: int, max_tokens: int, pages: int) -> None: ...
+    def forward(
+        self,
+        tokens: NDArray[np.int32],
+        starts: NDArray[np.int32],
+        counts: NDArray[np.int32],
+        pages: NDArray[np.int32],
+        page_offsets: NDArray[np.int32],
+    ) -> None: ...
+    def logits(self, rows: NDArray[np.int32], out: NDArray[np.float32]) -> None: ...
+    def copy_pages(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None: ...
+
+# --- single kernels, for tests ---
+
+def kernel_matmul(
+    isa: str,
+    record: NDArray[np.uint8],
+    tiles: NDArray[np.uint8],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+) -> None: ...
+def kernel_unpack_row(
+    record: NDArray[np.uint8], tiles: NDArray[np.uint8], row: int, out: NDArray[np.float32]
+) -> None: ...
+def kernel_rms_norm(
+    isa: str, x: NDArray[np.float32], w: NDArray[np.float32], epsilon: float, y: NDArray[np.float32]
+) -> None: ...
+def kernel_gate(
+    isa: str, activation: int, gate: NDArray[np.float32], up: NDArray[np.float32], y: NDArray[np.float32]
+) -> None: ...
+def kernel_rope(
+    isa: str, x: NDArray[np.float32], cosine: NDArray[np.float32], sine: NDArray[np.float32]
+) -> None: ...
+def kernel_attention(
+    isa: str,
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    tokens: int,
+    position: int,
+    window: int,
+    out: NDArray[np.float32],
+) -> None: ...

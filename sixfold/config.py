@@ -1,0 +1,164 @@
+"""Every setting of Sixfold, parsed once into frozen values.
+
+Precedence: flag > environment > file > default. This module is the only reader of ``os.environ``.
+The file is TOML: ``./sixfold.toml``, or ``$SIXFOLD_HOME/config.toml`` when the first is absent, with the tables
+``[engine]`` and ``[server]`` and the field names below. The environment uses ``SIXFOLD_`` and the upper-case name.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sixfold.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def home() -> Path:
+    """Where models and plans are kept: ``$SIXFOLD_HOME``, ``$XDG_CACHE_HOME/sixfold`` or ``~/.cache/sixfold``."""
+    if value := os.environ.get("SIXFOLD_HOME"):
+        return Path(value).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "sixfold"
+
+
+def package_index() -> str | None:
+    """The simple index or ``file:`` URL of wheels in ``$SIXFOLD_INDEX_URL``. None: what pip is configured with."""
+    return os.environ.get("SIXFOLD_INDEX_URL", "").rstrip("/") or None
+
+
+def index_without_pip() -> str | None:
+    """The simple index that pip would be told by the environment, for an interpreter without pip."""
+    return os.environ.get("PIP_INDEX_URL", "").rstrip("/") or None
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a child process: this one's with ``changes``."""
+    return {**os.environ, **changes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a model is loaded and run. Sizes in bytes unless said otherwise."""
+
+    model: str = "smollm2"
+    max_model_len: int | None = None  # tokens; None: what the model was trained for
+    kv_memory: int | None = None  # bytes; None: a quarter of the free memory, at most what max_num_seqs can use
+    max_num_seqs: int = 64  # sequences in one step
+    max_num_batched_tokens: int = 512  # tokens in one step: the chunk of a chunked prefill
+    max_queue: int = 1024  # requests waiting; one more is refused
+    threads: int | None = None  # None: the cores this process may use
+    isa: str = "auto"  # auto, scalar, avx2
+    seed: int = 0  # base of the seeds drawn for requests that bring none
+    plan_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queue"):
+            _positive(self, name)
+        for name in ("max_model_len", "kv_memory", "threads"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        if self.isa not in ("auto", "scalar", "avx2"):
+            raise ConfigError(f"isa={self.isa!r} is unknown", remedy="Use auto, scalar or avx2", param="isa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How the HTTP server listens and what it refuses."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    served_model_name: str | None = None  # None: the name the model was loaded by
+    chat_template: str | None = None  # a jinja file that replaces the model's template
+    max_body_bytes: int = 8 << 20
+    max_header_bytes: int = 64 << 10
+    max_n: int = 32
+    max_logprobs: int = 20
+    max_stop: int = 16
+    max_prompts: int = 256  # prompts in one /v1/completions request
+    drain_seconds: float = 30.0  # how long SIGTERM lets running requests finish
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "max_header_bytes", "max_n", "max_logprobs", "max_stop", "max_prompts"):
+            _positive(self, name)
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port={self.port} is out of range", remedy="Use 0 (any free) to 65535", param="port")
+        if self.drain_seconds < 0:
+            raise ConfigError("drain_seconds is negative", remedy="Use 0 or more seconds", param="drain_seconds")
+        if self.api_key == "":
+            raise ConfigError(
+                "api_key is empty", cause="an empty key would lock everybody out", remedy="Set a key or leave it out",
+                param="api_key",
+            )  # fmt: skip
+
+
+def load(kind: type[T], table: str, flags: Mapping[str, Any]) -> T:
+    """Builds ``kind`` (EngineConfig, ServerConfig) from flags, environment and file. A flag of None was not given.
+
+    Raises :class:`ConfigError` for an unknown key in the file and for a value of the wrong type or range.
+    """
+    known = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in _file_table(table).items():
+        if name not in known:
+            raise ConfigError(
+                f"The configuration file has an unknown key [{table}] {name}", remedy=f"Known keys: {', '.join(known)}"
+            )
+        values[name] = _coerce(known[name], value, f"[{table}] {name}")
+    for name in known:
+        if (text := os.environ.get(f"SIXFOLD_{name.upper()}")) is not None:
+            values[name] = _coerce(known[name], text, f"SIXFOLD_{name.upper()}")
+    for name, value in flags.items():
+        if value is not None:
+            values[name] = value
+    return kind(**values)
+
+
+def _positive(config: Any, name: str) -> None:
+    if getattr(config, name) < 1:
+        raise ConfigError(f"{name}={getattr(config, name)} is out of range", remedy="Use at least 1", param=name)
+
+
+def _file_table(table: str) -> dict[str, Any]:
+    for path in (Path("sixfold.toml"), home() / "config.toml"):
+        if not path.is_file():
+            continue
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML", cause=str(error), remedy="Correct or remove it") from None
+        section = data.get(table, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: [{table}] is not a table", remedy=f"Write it as [{table}] and keys below it")
+        return section
+    return {}
+
+
+def _coerce(annotation: Any, value: Any, where: str) -> Any:
+    wanted = annotation
+    if isinstance(annotation, types.UnionType):
+        wanted = next(arm for arm in typing.get_args(annotation) if arm is not type(None))
+    try:
+        if wanted is bool and isinstance(value, str):
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+        if wanted in (int, float) and (isinstance(value, str) or type(value) in (int, float)):
+            return wanted(value)
+        if isinstance(value, wanted):
+            return value
+    except (KeyError, ValueError):
+        pass
+    raise ConfigError(f"{where}={value!r} is not of type {wanted.__name__}", remedy="Correct the value")
+
+
+def describe(config: EngineConfig | ServerConfig) -> dict[str, Any]:
+    """The settings as plain values, secrets masked."""
+    return {f.name: "***" if f.name == "api_key" and config.api_key else getattr(config, f.name)  # type: ignore[union-attr]
+            for f in fields(config)}  # fmt: skip

@@ -1,0 +1,198 @@
+"""The engine step: schedule, run, sample, extend. One thread owns a core.
+
+Owns: the order of the stages and the answers under way. Must not know: threads, asyncio, HTTP, how a model runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as List
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from sixfold.engine.completion import Answer, Completion, TokenDecoder
+from sixfold.engine.kv_cache import KVCache
+from sixfold.engine.limits import Limits
+from sixfold.engine.runner import Runner
+from sixfold.engine.sampler import Sampled, Sampler, SamplingFailure
+from sixfold.engine.scheduler import Schedule, Scheduler
+from sixfold.engine.sequence import Request, Sequence, Status, choices
+from sixfold.engine.stats import EngineStats, StepRecord, Totals
+from sixfold.errors import InvalidRequestError, SixfoldError
+from sixfold.runtime.batch import Executor
+from sixfold.types import CompletionOutput, FinishedStats, FinishReason, RequestOutput, StepStats
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class StepListener(Protocol):
+    """Watches an engine, on its thread: be quick. What it raises is logged and otherwise ignored."""
+
+    def on_step(self, stats: StepStats, /) -> None: ...
+    def on_request_finished(self, stats: FinishedStats, /) -> None: ...  # one a choice
+
+
+class EngineCore:
+    def __init__(
+        self,
+        executor: Executor,
+        tokenizer: TokenDecoder,
+        *,
+        max_model_len: int,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+        seed: int = 0,
+        listener: StepListener | None = None,
+    ) -> None:
+        self.cache = KVCache(executor.num_pages)
+        self.limits = Limits(executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed)
+        self.scheduler = Scheduler(
+            self.cache, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+        )  # fmt: skip
+        self.runner = Runner(executor)
+        self.sampler = Sampler()
+        self.totals = Totals()
+        self.listener = listener
+        self.tokenizer = tokenizer
+        self._answers: dict[str, Answer] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._answers)
+
+    def add(self, request: Request) -> None:
+        if request.id in self._answers:
+            raise InvalidRequestError(
+                f"The request id {request.id!r} is in use", remedy="Use a fresh one", param="request_id"
+            )
+        sequences = choices(request, self.totals.requests)
+        self._answers[request.id] = Answer(request, sequences, self.tokenizer)
+        self.totals.requests += 1
+        self.scheduler.add(sequences)
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """Ends a request and frees its pages at once: its last output, or None if it has finished before."""
+        answer = self._answers.get(request_id)
+        return None if answer is None else self._end(answer, [], "abort")
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step and returns what is new, one output a request that advanced."""
+        if not self._answers:
+            return []
+        record = StepRecord(time.monotonic(), self.scheduler.preemptions)
+        schedule = self.scheduler.schedule()
+        self._mark_started(schedule, record)
+        try:
+            self.runner.forward(schedule)
+            self._score_prompts(schedule)
+            sequences, logits = self.runner.sampling_logits(schedule)
+            drawn = self.sampler.sample(sequences, logits)
+        except Exception as error:
+            log.exception("A step failed; the %d sequences in it end with an error", len(schedule.rows))
+            outputs = self._fail(schedule, error)
+        else:
+            self.scheduler.update(schedule)
+            outputs = self._extend(sequences, drawn, record)
+        self._publish(record)
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """The state now. Other threads may ask: it reads counters and copies, never iterates what a step changes."""
+        return EngineStats.of(self.cache, self.scheduler, self.totals, len(self._answers))
+
+    def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
+        """The step did not run to its end: so end the requests that were in it."""
+        answers = {self._answers[row.sequence.request.id]: None for row in schedule.rows}
+        return [self._end(answer, [], "error", _message(error)) for answer in answers]
+
+    def _mark_started(self, schedule: Schedule, record: StepRecord) -> None:
+        if not schedule.rows:
+            raise AssertionError("requests are unfinished but none can run")
+        for row in schedule.rows:
+            record.tokens += row.count
+            answer = self._answers[row.sequence.request.id]
+            completion = answer.completions[row.sequence.index]
+            if completion.first_scheduled is None:
+                completion.first_scheduled = record.began
+                self.totals.started += not answer.started
+                answer.started = True
+
+    def _score_prompts(self, schedule: Schedule) -> None:
+        for sequence, position, logits in self.runner.prompt_logits(schedule):
+            targets = np.array(sequence.token_ids[position : position + len(logits)], dtype=np.int32)
+            assert sequence.prompt_logprobs is not None
+            sequence.prompt_logprobs += self.sampler.score(logits, targets, sequence.params.prompt_logprobs or 0)
+
+    def _extend(
+        self, sequences: List[Sequence], drawn: List[Sampled | SamplingFailure], record: StepRecord
+    ) -> list[RequestOutput]:
+        """Appends the sampled tokens; what goes wrong with one request ends that request only."""
+        now = time.monotonic()
+        advanced: dict[Answer, list[CompletionOutput]] = {}
+        failed: dict[Answer, Exception] = {}
+        for sequence, token in zip(sequences, drawn, strict=True):
+            answer = self._answers[sequence.request.id]
+            completion = answer.completions[sequence.index]
+            deltas = advanced.setdefault(answer, [])
+            try:
+                if isinstance(token, SamplingFailure):
+                    raise token.error
+                deltas.append(completion.advance(token))
+            except Exception as error:
+                failed[answer] = error
+                continue
+            record.token(completion, now)
+            if sequence.finish_reason is not None:
+                self._finish(answer, completion, now)
+        return [self._output(answer, deltas, failed.get(answer)) for answer, deltas in advanced.items()]
+
+    def _output(self, answer: Answer, deltas: list[CompletionOutput], error: Exception | None) -> RequestOutput:
+        if error is None:
+            try:
+                return answer.output(deltas)
+            except Exception as trouble:
+                error = trouble
+        log.error("Request %s ends with an error", answer.request.id, exc_info=error)
+        return self._end(answer, deltas, "error", _message(error))
+
+    def _end(
+        self, answer: Answer, deltas: list[CompletionOutput], reason: FinishReason, detail: str | None = None
+    ) -> RequestOutput:
+        """Ends all choices that have not ended by themselves."""
+        now = time.monotonic()
+        for completion in answer.completions:
+            if completion.sequence.status is not Status.FINISHED:
+                deltas.append(completion.end(reason, detail))
+                self._finish(answer, completion, now)
+        return answer.output(deltas)
+
+    def _finish(self, answer: Answer, completion: Completion, now: float) -> None:
+        self.scheduler.finish(completion.sequence)
+        answer.unfinished -= 1
+        self.totals.finished += 1
+        if answer.unfinished == 0:
+            del self._answers[answer.request.id]
+            self.totals.started += not answer.started
+        if self.listener is not None:
+            stats = answer.finished_stats(completion, now)
+            _tell(self.listener.on_request_finished, stats)
+
+    def _publish(self, record: StepRecord) -> None:
+        record.add_to(self.totals)
+        if self.listener is not None:
+            _tell(self.listener.on_step, record.stats(self.cache, self.scheduler, time.monotonic()))
+
+
+def _tell(hook: Callable[[T], None], stats: T) -> None:
+    try:
+        hook(stats)
+    except Exception:
+        log.exception("A listener failed")
+
+
+def _message(error: Exception) -> str:
+    return error.message if isinstance(error, SixfoldError) else f"{type(error).__name__}: {error}"

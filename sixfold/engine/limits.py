@@ -1,0 +1,102 @@
+"""What may be queued: turns a caller's prompt and parameters into a Request, or says why not.
+
+Owns: the limits of this model and this KV memory. Must not know: what is queued now. Safe to call from any thread.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from collections.abc import Sequence as List
+from dataclasses import dataclass, field
+
+from sixfold.engine.kv_cache import pages_for
+from sixfold.engine.sequence import Request
+from sixfold.errors import ContextLengthError, InvalidRequestError
+from sixfold.runtime.batch import PAGE_SIZE
+from sixfold.types import SamplingParams
+
+
+@dataclass(frozen=True)
+class Limits:
+    vocab_size: int
+    eos_ids: frozenset[int]
+    max_model_len: int  # tokens, prompt and output together
+    num_pages: int
+    seed: int = 0  # base of the seeds for requests that bring none
+    _seeds: random.Random = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_seeds", random.Random(self.seed))
+
+    def accept(
+        self,
+        request_id: str,
+        prompt_ids: List[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        arrival: float = 0.0,
+        prompt: str | None = None,
+    ) -> Request:
+        """Raises InvalidRequestError or ContextLengthError with the numbers and the option to change."""
+        self.check(prompt_ids, params)
+        return Request(
+            id=request_id,
+            prompt_ids=tuple(prompt_ids),
+            params=params,
+            max_tokens=self._max_tokens(len(prompt_ids), params.max_tokens),
+            seed=(self._seeds.getrandbits(64) if params.seed is None else params.seed) & (2**64 - 1),
+            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
+            priority=priority,
+            arrival=arrival,
+            prompt=prompt,
+        )
+
+    def check(self, prompt_ids: List[int], params: SamplingParams) -> None:
+        """Raises what :meth:`accept` raises."""
+        self._check_ids(prompt_ids, "prompt")
+        self._check_ids(params.logit_bias, "logit_bias")
+        self._check_ids(params.stop_token_ids, "stop_token_ids")
+        if not prompt_ids:
+            raise InvalidRequestError(
+                "The prompt is empty", cause="a model needs at least one token to go on from",
+                remedy="Send at least one token", param="prompt",
+            )  # fmt: skip
+        self._max_tokens(len(prompt_ids), params.max_tokens)
+
+    def _check_ids(self, ids: Iterable[int], param: str) -> None:
+        for token_id in ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise InvalidRequestError(
+                    f"{param} has the token id {token_id}",
+                    cause=f"the vocabulary has the ids 0 to {self.vocab_size - 1}",
+                    remedy="Use ids of this model's tokenizer",
+                    param=param,
+                )
+
+    def _max_tokens(self, prompt_length: int, wanted: int | None) -> int:
+        """The output limit that fits the context and, running alone, the KV memory."""
+        room = self.max_model_len - prompt_length
+        if room < (wanted or 1):
+            raise ContextLengthError(
+                _too_long(prompt_length, wanted),
+                cause=f"the context is {self.max_model_len} tokens (max_model_len)",
+                remedy="Shorten the prompt, lower max_tokens, or raise max_model_len if the model allows it",
+                param="prompt" if room < 1 else "max_tokens",
+            )
+        memory = self.num_pages * PAGE_SIZE + 1 - prompt_length  # the last token is never run, so it needs no slot
+        if memory < (wanted or 1):
+            raise ContextLengthError(
+                _too_long(prompt_length, wanted),
+                cause=f"the KV memory holds {self.num_pages} pages of {PAGE_SIZE} tokens and "
+                f"{pages_for(prompt_length + (wanted or 1) - 1)} pages are needed",
+                remedy="Shorten the prompt, lower max_tokens, or raise kv_memory",
+                param="prompt" if memory < 1 else "max_tokens",
+            )
+        return min(room, memory) if wanted is None else wanted
+
+
+def _too_long(prompt_length: int, wanted: int | None) -> str:
+    output = "at least one token of output" if wanted is None else f"max_tokens={wanted}"
+    return f"The prompt of {prompt_length} tokens and {output} do not fit"

@@ -1,0 +1,85 @@
+"""From settings to an engine that is ready to step: the one place that puts the parts together.
+
+Owns: the order of loading and the size of the KV memory. Must not know: what the parts do inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sixfold import store
+from sixfold.compile.plan import Plan, build
+from sixfold.config import EngineConfig
+from sixfold.engine.chat_template import ChatTemplate
+from sixfold.engine.core import EngineCore, StepListener
+from sixfold.engine.kv_cache import pages_for
+from sixfold.engine.memory import free_memory
+from sixfold.engine.tokenizer import Tokenizer
+from sixfold.errors import ConfigError
+from sixfold.runtime.native import NativeExecutor, page_bytes
+from sixfold.weights.model_file import open_model
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    name: str  # what the model was asked for by
+    core: EngineCore
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None  # None for a base model
+
+
+def load_engine(config: EngineConfig, listener: StepListener | None = None) -> LoadedEngine:
+    """Loads a model that is on this disk (``store.pull`` fetches one). Takes seconds.
+
+    Raises ModelNotFoundError, ModelFileError, UnsupportedModelError, PlanError and ConfigError.
+    """
+    model = open_model(store.resolve(config.model).path)
+    try:
+        tokenizer = Tokenizer.from_model(model)
+        template = ChatTemplate.from_model(model)
+        plan = build(model, cache=config.plan_cache)
+    finally:
+        model.close()
+    max_model_len = _context(plan, config)
+    executor = NativeExecutor(
+        plan,
+        num_pages=_num_pages(plan, config, max_model_len),
+        max_tokens=config.max_num_batched_tokens,
+        threads=config.threads,
+        isa=config.isa,
+    )
+    core = EngineCore(
+        executor,
+        tokenizer,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        seed=config.seed,
+        listener=listener,
+    )
+    return LoadedEngine(config.model, core, tokenizer, template)
+
+
+def _context(plan: Plan, config: EngineConfig) -> int:
+    if config.max_model_len is not None and config.max_model_len > plan.context:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len} is too long",
+            cause=f"the model was trained for {plan.context} tokens",
+            remedy=f"Use at most {plan.context}, or leave it out",
+            param="max_model_len",
+        )
+    return config.max_model_len or plan.context
+
+
+def _num_pages(plan: Plan, config: EngineConfig, max_model_len: int) -> int:
+    """As many pages as kv_memory holds, and no more than max_num_seqs full sequences can use."""
+    size = page_bytes(plan)
+    memory = config.kv_memory if config.kv_memory is not None else free_memory() // 4
+    if memory < size:
+        raise ConfigError(
+            f"{memory} bytes of KV memory hold not a single page",
+            cause=f"a page of this model takes {size} bytes",
+            remedy="Raise kv_memory, or free memory on this machine",
+            param="kv_memory",
+        )
+    return min(memory // size, config.max_num_seqs * pages_for(max_model_len))

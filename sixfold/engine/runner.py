@@ -1,0 +1,79 @@
+"""Turns a schedule into a batch and asks the executor for the logits that are wanted.
+
+Owns: the batch's layout. Must not know: why these tokens run, or what is done with the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sixfold.engine.scheduler import Schedule
+from sixfold.engine.sequence import PROMPT_SCORE_ROWS, Sequence
+from sixfold.runtime.batch import Batch, Executor, Float32, Int32
+
+
+class Runner:
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    def forward(self, schedule: Schedule) -> None:
+        """Copies the pages that are to be copied, then runs the tokens."""
+        if schedule.copies:
+            pairs = np.array(schedule.copies, dtype=np.int32)
+            self.executor.copy_pages(np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
+        self.executor.forward(_batch(schedule))
+
+    def sampling_logits(self, schedule: Schedule) -> tuple[list[Sequence], Float32]:
+        """The sequences that get a token in this step and their logits [R, vocab], valid until the next call."""
+        sequences = []
+        rows = []
+        end = 0
+        for row in schedule.rows:
+            end += row.count
+            if row.samples:
+                sequences.append(row.sequence)
+                rows.append(end - 1)
+        return sequences, self._logits(rows)
+
+    def prompt_logits(self, schedule: Schedule) -> Iterator[tuple[Sequence, int, Float32]]:
+        """(sequence, position, logits [R, vocab]) for prompt rows to be scored: row i predicts position + i."""
+        base = 0
+        for row in schedule.rows:
+            sequence = row.sequence
+            if sequence.prompt_logprobs is not None and sequence.scores_prompt:
+                first = len(sequence.prompt_logprobs)  # computed by the row before it; recomputed rows are skipped
+                last = min(row.start + row.count, sequence.prompt_length - 1)
+                for position in range(first, last + 1, PROMPT_SCORE_ROWS):
+                    stop = min(position + PROMPT_SCORE_ROWS, last + 1)
+                    at = base - row.start - 1
+                    yield sequence, position, self._logits(range(at + position, at + stop))
+            base += row.count
+
+    def _logits(self, rows: list[int] | range) -> Float32:
+        if not rows:
+            return np.empty((0, self.executor.vocab_size), dtype=np.float32)
+        return self.executor.logits(np.array(rows, dtype=np.int32))
+
+
+def _batch(schedule: Schedule) -> Batch:
+    tokens: list[int] = []
+    starts: list[int] = []
+    counts: list[int] = []
+    tables = []
+    offsets = [0]
+    for row in schedule.rows:
+        start, count, pages = row.start, row.count, row.sequence.table.pages
+        tokens += row.sequence.token_ids[start : start + count]
+        starts.append(start)
+        counts.append(count)
+        tables.append(pages)
+        offsets.append(offsets[-1] + len(pages))
+    return Batch(
+        _int32(tokens), _int32(starts), _int32(counts), np.frombuffer(b"".join(tables), np.int32), _int32(offsets)
+    )
+
+
+def _int32(values: list[int]) -> Int32:
+    return np.array(values, dtype=np.int32)

@@ -1,0 +1,137 @@
+"""Chooses the next token of every sequence from its logits, and says how likely it was.
+
+Owns: the translation of sequences into the native sampler's arguments, and of its answers. The order of penalties,
+temperature and filters, and what hostile logits mean, is described in ``csrc/sampling.hpp``. A token depends only on
+its row of logits, its parameters and (seed, choice, position). Must not know: the scheduler, the model, text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sixfold import _native
+from sixfold.errors import InvalidRequestError, SixfoldError
+from sixfold.types import SamplingParams
+
+SEED_MASK = (1 << 64) - 1
+
+
+class SamplingRow(Protocol):
+    """What the sampler reads of a sequence. ``sampler_state`` is None at first and the sampler's from then on."""
+
+    sampler_state: Any
+
+    @property
+    def params(self) -> SamplingParams: ...
+    @property
+    def seed(self) -> int: ...  # 64 bits
+    @property
+    def index(self) -> int: ...  # which of the n choices
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def token_ids(self) -> list[int]: ...  # prompt and output so far
+    @property
+    def forbidden_ids(self) -> Iterable[int]: ...  # false if empty
+
+
+class Sampled(NamedTuple):
+    """A chosen token. What follows is of the raw distribution, before penalties and temperature, if asked for."""
+
+    token_id: int
+    logprob: float | None = None  # natural log; -inf for a token that is impossible in it
+    rank: int | None = None  # 1 + number of tokens with a strictly larger logit
+    top: tuple[tuple[int, float], ...] = ()  # (id, logprob), best first, lower id among equals; no impossible ones
+
+
+@dataclass(frozen=True)
+class SamplingFailure:
+    """No token for this row; other rows of the step are not concerned."""
+
+    error: SixfoldError
+
+
+class Sampler:
+    def sample(self, rows: Sequence[SamplingRow], logits: NDArray[np.float32]) -> list[Sampled | SamplingFailure]:
+        """Draws the token at index ``len(token_ids)`` of each sequence from its row of ``logits`` [R, vocabulary]."""
+        for row in rows:
+            state = row.sampler_state
+            if state is None:
+                state = row.sampler_state = _Recipe(row.params)
+            if not state.plain or row.forbidden_ids:
+                break
+        else:  # the common case of plain greedy decoding needs no arguments but the logits
+            return [Sampled(token_id) if token_id >= 0 else _failure(token_id) for token_id in _native.argmax(logits)]
+        recipes = [_recipe(row) for row in rows]
+        drawn = _native.sample(
+            logits,
+            [recipe.settings for recipe in recipes],
+            np.array([_key(row) for row in rows], dtype=np.uint64),
+            [row.token_ids if recipe.penalises else None for row, recipe in zip(rows, recipes, strict=True)],
+            [row.forbidden_ids or None for row in rows],
+            [recipe.logprobs for recipe in recipes],
+        )
+        return [Sampled._make(fields) if fields[0] >= 0 else _failure(fields[0]) for fields in drawn]
+
+    def score(self, logits: NDArray[np.float32], targets: NDArray[np.int32], top: int) -> list[Sampled]:
+        """How likely ``targets`` [R] are under ``logits`` [R, vocabulary], with ``top`` alternatives each.
+
+        A row whose logits are all NaN or -inf has logprob NaN, rank 0 and no alternatives.
+        """
+        return [Sampled._make(fields) for fields in _native.score(logits, targets, top)]
+
+
+class _Recipe:
+    """What stays the same for all tokens of a sequence, in the native sampler's form."""
+
+    __slots__ = ("logprobs", "penalises", "plain", "settings")
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.settings = _native.SamplingSettings(
+            temperature=params.temperature,
+            top_k=min(params.top_k, 1 << 31),
+            top_p=params.top_p,
+            min_p=params.min_p,
+            typical_p=params.typical_p,
+            repetition_penalty=params.repetition_penalty,
+            frequency_penalty=params.frequency_penalty,
+            presence_penalty=params.presence_penalty,
+            logit_bias=dict(params.logit_bias),
+        )
+        self.logprobs = -1 if params.logprobs is None else params.logprobs
+        self.penalises = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0)
+        self.plain = params.greedy and not (self.penalises or params.logit_bias or self.logprobs >= 0)
+
+
+def _recipe(row: SamplingRow) -> _Recipe:
+    if row.sampler_state is None:
+        row.sampler_state = _Recipe(row.params)
+    recipe: _Recipe = row.sampler_state
+    return recipe
+
+
+def _key(row: SamplingRow) -> tuple[int, int, int, int]:
+    return row.seed & SEED_MASK, row.index, len(row.token_ids), row.prompt_length
+
+
+def _failure(status: int) -> SamplingFailure:
+    if status == -2:
+        return SamplingFailure(
+            InvalidRequestError(
+                "logit_bias names a token id outside the vocabulary",
+                remedy="Use ids of this model's tokens",
+                param="logit_bias",
+            )
+        )
+    return SamplingFailure(
+        SixfoldError(
+            "No token can be sampled",
+            cause="every logit of the model is NaN or -inf, or forbidden by logit_bias or min_tokens",
+            remedy="Check the model file; if other requests succeed, relax the parameters of this one",
+        )
+    )

@@ -1,0 +1,107 @@
+"""A request as it was accepted, and the sequences (choices) that answer it.
+
+Owns: the data. Must not know: how sequences are scheduled, run or sampled. A sequence has one writer, the engine
+thread: the scheduler moves its status and pages, the core appends its tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from sixfold.engine.kv_cache import PageTable
+from sixfold.engine.sampler import Sampled
+from sixfold.types import FinishReason, SamplingParams
+
+NOTHING: frozenset[int] = frozenset()
+PROMPT_SCORE_ROWS = 64  # prompt rows scored in one step: bounds the logits kept at once
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A validated request: everything in it is in range and can be finished by a sequence that runs alone."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    max_tokens: int  # resolved: never None, never beyond the context
+    seed: int  # 64 bits
+    stop_ids: frozenset[int]  # ids that end a sequence: end-of-sequence ids (unless ignored) and stop_token_ids
+    priority: int = 0  # lower is more urgent
+    arrival: float = 0.0  # seconds on the monotonic clock
+    prompt: str | None = None
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice of a request while it is in the engine.
+
+    token_ids      | prompt ............... | generated ...... |
+                   0      num_computed      prompt_length      len(token_ids)
+                          ^ tokens before it have their KV in ``table``
+    """
+
+    request: Request
+    index: int  # choice index, 0..n-1
+    order: tuple[int, float, int, int]  # (priority, arrival, serial, index): less is more urgent; unique
+    token_ids: list[int]
+    prompt_length: int
+    table: PageTable = field(default_factory=PageTable)
+    num_computed: int = 0
+    status: Status = Status.WAITING
+    siblings: tuple[Sequence, ...] = ()  # all choices of the request, in order, itself included
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: list[Sampled | None] | None = None  # choice 0 only; grows with the prefill
+    sampler_state: Any = None  # whatever the sampler wants to keep with the sequence
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.request.params
+
+    @property
+    def seed(self) -> int:
+        return self.request.seed
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def forbidden_ids(self) -> frozenset[int]:
+        """The ids that must not be sampled next: whatever would end the sequence before ``min_tokens``."""
+        request = self.request
+        if request.params.min_tokens > len(self.token_ids) - self.prompt_length:
+            return request.stop_ids
+        return NOTHING
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether prompt positions still wait for their log-probabilities."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_length
+
+
+def choices(request: Request, serial: int) -> tuple[Sequence, ...]:
+    """The n sequences of a request; ``serial`` is its place in the order of arrival."""
+    made = tuple(
+        Sequence(
+            request,
+            index,
+            order=(request.priority, request.arrival, serial, index),
+            token_ids=list(request.prompt_ids),
+            prompt_length=len(request.prompt_ids),
+        )
+        for index in range(request.params.n)
+    )
+    for sequence in made:
+        sequence.siblings = made
+    if request.params.prompt_logprobs is not None:
+        made[0].prompt_logprobs = [None]  # nothing precedes the first token
+    return made

@@ -1,0 +1,106 @@
+"""What the engine counts: totals since its start, and what one step did.
+
+Owns: the counters and their snapshots. Must not know: Prometheus, HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sixfold.engine.completion import Completion
+from sixfold.engine.kv_cache import KVCache
+from sixfold.engine.scheduler import Scheduler
+from sixfold.types import StepStats
+
+
+@dataclass(slots=True)
+class Totals:
+    requests: int = 0  # accepted
+    started: int = 0  # requests that have left the queue: a token ran, or they ended before
+    finished: int = 0  # choices
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    running: int  # sequences
+    waiting: int  # sequences, preempted ones among them
+    requests: int  # unfinished
+    queued: int  # requests that never ran yet
+    kv_pages_total: int
+    kv_pages_used: int
+    kv_pages_shared: int
+    kv_empty_slots: int  # allocated token slots that hold no token
+    prompt_tokens: int  # totals from here on
+    generation_tokens: int
+    preemptions: int
+    steps: int
+    finished: int  # choices
+
+    @property
+    def kv_usage(self) -> float:
+        return self.kv_pages_used / self.kv_pages_total
+
+    @classmethod
+    def of(cls, cache: KVCache, scheduler: Scheduler, totals: Totals, requests: int) -> EngineStats:
+        counts = cache.counts()
+        computed = sum(sequence.num_computed for sequence in scheduler.running.copy())
+        return cls(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            requests=requests,
+            queued=totals.requests - totals.started,
+            kv_pages_total=counts.total,
+            kv_pages_used=counts.used,
+            kv_pages_shared=counts.shared,
+            kv_empty_slots=max(0, cache.held * cache.page_size - computed),  # a step may run between the two reads
+            prompt_tokens=totals.prompt_tokens,
+            generation_tokens=totals.generation_tokens,
+            preemptions=scheduler.preemptions,
+            steps=totals.steps,
+            finished=totals.finished,
+        )
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """One step while it happens."""
+
+    began: float  # seconds on the monotonic clock
+    preemptions: int  # the scheduler's total before the step
+    tokens: int = 0
+    prompt_tokens: int = 0
+    first_token: list[float] = field(default_factory=list)
+    inter_token: list[float] = field(default_factory=list)
+
+    def token(self, completion: Completion, now: float) -> None:
+        """A choice got its next token."""
+        if completion.first_token is None:
+            completion.first_token = now
+            self.first_token.append(now - completion.sequence.request.arrival)
+            if completion.sequence.index == 0:
+                self.prompt_tokens += completion.sequence.prompt_length
+        else:
+            self.inter_token.append(now - completion.last_token)
+        completion.last_token = now
+
+    def add_to(self, totals: Totals) -> None:
+        totals.steps += 1
+        totals.prompt_tokens += self.prompt_tokens
+        totals.generation_tokens += len(self.first_token) + len(self.inter_token)
+
+    def stats(self, cache: KVCache, scheduler: Scheduler, now: float) -> StepStats:
+        return StepStats(
+            duration=now - self.began,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_usage=1.0 - cache.num_free / cache.num_pages,
+            tokens=self.tokens,
+            prompt_tokens=self.prompt_tokens,
+            generation_tokens=len(self.first_token) + len(self.inter_token),
+            preemptions=scheduler.preemptions - self.preemptions,
+            first_token_latencies=tuple(self.first_token),
+            inter_token_latencies=tuple(self.inter_token),
+        )

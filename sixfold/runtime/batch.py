@@ -1,0 +1,51 @@
+"""What one step hands to an executor: token counts and block tables, as flat arrays.
+
+Owns: the batch and the executor's interface. Must not know: requests, sampling, or which executor runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE_SIZE = 16  # tokens in one KV page
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step over S sequences and T tokens; prefill, decode and recomputation differ only in ``counts``.
+
+    tokens  | s0 s0 s0 | s1 | s2 s2 |         T = 6
+    starts  | 32       | 7  | 0     |         position of each sequence's first token in this step
+    counts  | 3        | 1  | 2     |
+    pages   | 4 9 1    | 2  | 7     |         the KV pages of each sequence, in order
+    page_offsets  0      3    4       5       S + 1
+    """
+
+    tokens: Int32
+    starts: Int32
+    counts: Int32
+    pages: Int32
+    page_offsets: Int32
+
+
+class Executor(Protocol):
+    """Runs a model over paged KV memory. Not thread-safe: one owner calls it."""
+
+    vocab_size: int
+    num_pages: int
+
+    def forward(self, batch: Batch) -> None:
+        """Writes the KV of every token and keeps the hidden rows until the next call."""
+
+    def logits(self, rows: Int32) -> Float32:
+        """Indices into ``batch.tokens`` [R] -> logits [R, vocab], valid until the next call."""
+
+    def copy_pages(self, sources: Int32, targets: Int32) -> None:
+        """Copies page ``sources[i]`` to ``targets[i]`` in that order: a later copy may reuse an earlier source."""

@@ -1,0 +1,61 @@
+"""The C++ executor behind the Executor interface.
+
+Owns: its logits buffer and the translation of its errors. Must not know: requests or sampling.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from sixfold import _native
+from sixfold.compile.plan import Plan
+from sixfold.errors import PlanError
+from sixfold.runtime.batch import Batch, Float32, Int32
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class NativeExecutor:
+    """Runs a plan on the CPU. ``max_tokens`` a step; ``num_pages`` of 16 tokens of float16 KV memory.
+
+    Raises :class:`PlanError` when the plan is invalid or the instruction set is not there.
+    """
+
+    def __init__(
+        self, plan: Plan, *, num_pages: int, max_tokens: int, threads: int | None = None, isa: str = "auto"
+    ) -> None:
+        try:
+            self._executor = _native.Executor(plan.data, isa, threads or usable_cores(), max_tokens, num_pages)
+        except ValueError as error:
+            raise PlanError("The model can not be run here", cause=str(error), remedy="Try isa=auto") from None
+        self.vocab_size = self._executor.vocab_size
+        self.num_pages = num_pages
+        self.page_bytes = self._executor.page_bytes
+        self.threads = self._executor.threads
+        self.isa = self._executor.isa
+        self._logits = np.empty((0, self._executor.logits_width), np.float32)
+
+    def forward(self, batch: Batch) -> None:
+        self._executor.forward(batch.tokens, batch.starts, batch.counts, batch.pages, batch.page_offsets)
+
+    def logits(self, rows: Int32) -> Float32:
+        if len(rows) > len(self._logits):
+            self._logits = np.empty((len(rows), self._executor.logits_width), np.float32)
+        self._executor.logits(rows, self._logits)
+        return self._logits[: len(rows), : self.vocab_size]
+
+    def copy_pages(self, sources: Int32, targets: Int32) -> None:
+        self._executor.copy_pages(sources, targets)
+
+
+def page_bytes(plan: Plan) -> int:
+    """Bytes of one KV page (16 tokens, all layers, float16) of a model."""
+    sizes = plan.meta["sizes"]
+    return int(2 * 2 * 16 * sizes["head_size"] * sizes["kv_heads"] * sizes["layers"])

@@ -1,0 +1,172 @@
+"""Engine outputs as OpenAI's JSON: whole responses, log-probabilities, usage, model lists.
+
+Owns: the shapes. Must not know: HTTP, streaming, or how a request ran.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+from sixfold.types import CompletionOutput, PositionLogprobs, RequestOutput, TokenLogprob
+
+try:
+    VERSION = version("sixfold")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    VERSION = "0+unknown"
+
+# Clients want it to be a string; it changes when the same seed may give other tokens.
+FINGERPRINT = f"sixfold-{VERSION}"
+
+_FLOOR = -9999.0  # JSON has no -inf
+
+
+class TokenBytes(Protocol):
+    """What is needed of a tokenizer here."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+    def token_bytes(self, id: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class ResponseHead:
+    """What every response and every chunk of one request has in common."""
+
+    id: str
+    model: str
+    created: int
+
+    @classmethod
+    def new(cls, prefix: str, model: str) -> ResponseHead:
+        return cls(f"{prefix}-{uuid.uuid4().hex}", model, int(time.time()))
+
+    def fields(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": FINGERPRINT,
+        }
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def usage_of(outputs: Sequence[RequestOutput], *, only_prompt: bool = False) -> dict[str, Any]:
+    return usage(
+        sum(len(output.prompt_token_ids) for output in outputs),
+        0 if only_prompt else sum(len(choice.token_ids) for output in outputs for choice in output.outputs),
+        sum(output.cached_tokens for output in outputs),
+    )
+
+
+def _name(token: TokenLogprob, as_id: bool) -> str:
+    return f"token_id:{token.token_id}" if as_id else token.text
+
+
+def chat_logprobs(positions: Sequence[PositionLogprobs], as_id: bool) -> dict[str, Any]:
+    def entry(token: TokenLogprob) -> dict[str, Any]:
+        logprob = max(token.logprob, _FLOOR)
+        return {"token": _name(token, as_id), "logprob": logprob, "bytes": list(token.bytes)}
+
+    return {
+        "content": [{**entry(p.chosen), "top_logprobs": [entry(token) for token in p.top]} for p in positions],
+        "refusal": None,
+    }
+
+
+@dataclass
+class CompletionLogprobs:
+    """Builds the older logprobs shape piece by piece; ``text_offset`` counts characters of the returned text.
+
+    A token that is part of a character gets the offset of that character, so offsets never run ahead of the text.
+    """
+
+    tokenizer: TokenBytes
+    alternatives: int
+    as_id: bool
+    _characters: int = field(default=0, init=False)  # characters begun so far
+
+    def add(self, positions: Sequence[PositionLogprobs | None], token_ids: Sequence[int]) -> dict[str, Any]:
+        """A position of None is the first prompt token: it has a place in the lists, but no probability."""
+        columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for position, token_id in zip(positions, token_ids, strict=True):
+            raw = self.tokenizer.token_bytes(token_id)
+            logprob = top = None
+            if position is None:
+                name = _name(TokenLogprob(token_id, 0.0, 0, raw.decode("utf-8", "replace")), self.as_id)
+            else:
+                name, logprob = _name(position.chosen, self.as_id), max(position.chosen.logprob, _FLOOR)
+                shown = (*position.top[: self.alternatives], position.chosen)
+                top = {_name(token, self.as_id): max(token.logprob, _FLOOR) for token in shown}
+            row = (name, logprob, top, self._advance(token_id, raw))
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+        return columns
+
+    def _advance(self, token_id: int, raw: bytes) -> int:
+        starts_inside = bool(raw) and raw[0] & 0xC0 == 0x80
+        offset = max(self._characters - starts_inside, 0)
+        if token_id != self.tokenizer.bos_id:  # the returned text does not show it
+            self._characters += sum(byte & 0xC0 != 0x80 for byte in raw)
+        return offset
+
+
+def join_logprobs(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+    if first is None or second is None:
+        return first or second
+    return {name: first[name] + second[name] for name in first}
+
+
+def prompt_logprobs(positions: Sequence[PositionLogprobs | None] | None) -> list[Any] | None:
+    """vLLM's shape: null for the first token, then an object from token id to its log-probability."""
+    if positions is None:
+        return None
+
+    def entry(token: TokenLogprob) -> dict[str, Any]:
+        return {"logprob": max(token.logprob, _FLOOR), "rank": token.rank, "decoded_token": token.text}
+
+    return [p and {str(t.token_id): entry(t) for t in (*p.top, p.chosen)} for p in positions]
+
+
+def chat_choice(choice: CompletionOutput, as_id: bool) -> dict[str, Any]:
+    return {
+        "index": choice.index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None, "tool_calls": None},
+        "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs, as_id),
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+    }
+
+
+def chat_response(head: ResponseHead, output: RequestOutput, as_id: bool) -> dict[str, Any]:
+    return {
+        **head.fields("chat.completion"),
+        "choices": [chat_choice(choice, as_id) for choice in output.outputs],
+        "usage": usage_of([output]),
+        "prompt_logprobs": prompt_logprobs(output.prompt_logprobs),
+    }
+
+
+def model_card(name: str, root: str, created: int, max_model_len: int) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "sixfold",
+        "root": root,
+        "parent": None,
+        "max_model_len": max_model_len,
+    }

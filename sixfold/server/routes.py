@@ -1,0 +1,174 @@
+"""The endpoints: each reads its request, asks the engine, and answers in OpenAI's or vLLM's shape.
+
+Owns: paths and methods. Must not know: JSON strictness, limits, authentication, how events are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from sixfold.errors import EngineDeadError
+from sixfold.server import body
+from sixfold.server.completions import CompletionChoices
+from sixfold.server.error_body import DrainingError
+from sixfold.server.generation import Generation, until_disconnect
+from sixfold.server.openai import ChatRequest, CompletionRequest, DetokenizeRequest, Prompt, TokenizeRequest
+from sixfold.server.responses import VERSION, ResponseHead, chat_response, model_card, usage_of
+from sixfold.server.sampling_fields import StreamOptions
+from sixfold.server.state import ServerState
+from sixfold.server.stream import ChatEvents, CompletionEvents, Events, EventStream, error_event, log_failure
+
+router = APIRouter()
+
+
+def state_of(request: Request) -> ServerState:
+    return cast(ServerState, request.app.state.server)
+
+
+def _body(model: str) -> dict[str, Any]:
+    """The request body for the OpenAPI description; the body itself is read by ``body.read``."""
+    schema = {"$ref": f"#/components/schemas/{model}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@router.post("/v1/chat/completions", openapi_extra=_body("ChatRequest"))
+async def chat_completions(request: Request) -> Response:
+    state = state_of(request)
+    ask = await body.read(request, ChatRequest)
+    head = ResponseHead.new("chatcmpl", state.model_name(ask.model))
+    params = ask.params(state.config)
+    prompt = await state.tokenize_chat(ask.messages, ask)
+    generation = await state.start([prompt], params, ask.priority)
+    as_id = ask.return_tokens_as_token_ids
+    if ask.stream:
+        return _streamed(generation, ChatEvents(head, ask.stream_options or StreamOptions(), as_id))
+    (output,) = await _whole(request, generation)
+    return JSONResponse(chat_response(head, output, as_id))
+
+
+@router.post("/v1/completions", openapi_extra=_body("CompletionRequest"))
+async def completions(request: Request) -> Response:
+    state = state_of(request)
+    ask = await body.read(request, CompletionRequest)
+    head = ResponseHead.new("cmpl", state.model_name(ask.model))
+    params = ask.params(state.config)
+    prompts = [await state.tokenize(prompt, ask.add_special_tokens) for prompt in ask.prompt]
+    generation = await state.start(prompts, params, ask.priority)
+    tokenizer = state.engine.tokenizer
+    texts: list[str] = []
+    if ask.echo:
+        texts = [p.text if p.text is not None else tokenizer.decode(p.ids) for p in prompts]
+    choices = CompletionChoices(ask, tokenizer, texts)
+    if ask.stream:
+        options = ask.stream_options or StreamOptions()
+        return _streamed(generation, CompletionEvents(head, options, choices, ask.only_prompt))
+    outputs = await _whole(request, generation)
+    listed = [choice for i, output in enumerate(outputs) for choice in choices.with_prompt_logprobs(i, output)]
+    usage = usage_of(outputs, only_prompt=ask.only_prompt)
+    return JSONResponse({**head.fields("text_completion"), "choices": listed, "usage": usage})
+
+
+async def _whole(request: Request, generation: Generation) -> Any:
+    try:
+        return await until_disconnect(request, generation.results())
+    finally:
+        await generation.aclose()
+
+
+def _streamed(generation: Generation, events: Events) -> Response:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        try:
+            async for batch in generation.deltas():
+                if piece := b"".join([events.feed(prompt, output) for prompt, output in batch]):
+                    yield piece
+            yield events.end()
+        except Exception as error:
+            # The status line is long gone: the failure travels as an event, never as a stack trace.
+            log_failure(error)
+            yield error_event(error)
+
+    return EventStream(pieces(), generation.aclose)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    state = state_of(request)
+    return JSONResponse({"object": "list", "data": [_card(state, name) for name in state.names]})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> Response:
+    state = state_of(request)
+    return JSONResponse(_card(state, state.model_name(name)))
+
+
+def _card(state: ServerState, name: str) -> dict[str, Any]:
+    return model_card(name, state.names[0], state.created, state.engine.max_model_len)
+
+
+@router.post("/tokenize", openapi_extra=_body("TokenizeRequest"))
+async def tokenize(request: Request) -> Response:
+    state = state_of(request)
+    ask = await body.read(request, TokenizeRequest)
+    state.model_name(ask.model)
+    ask.check()
+    if ask.messages is not None:
+        prompt = await state.tokenize_chat(ask.messages, ask)
+    else:
+        prompt = await state.tokenize(Prompt(text=ask.prompt), ask.add_special_tokens is not False)
+    text_of = state.engine.tokenizer.token_text
+    return JSONResponse(
+        {
+            "count": len(prompt.ids),
+            "max_model_len": state.engine.max_model_len,
+            "tokens": list(prompt.ids),
+            "token_strs": [text_of(i) for i in prompt.ids] if ask.return_token_strs else None,
+        }
+    )
+
+
+@router.post("/detokenize", openapi_extra=_body("DetokenizeRequest"))
+async def detokenize(request: Request) -> Response:
+    state = state_of(request)
+    ask = await body.read(request, DetokenizeRequest)
+    state.model_name(ask.model)
+    return JSONResponse({"prompt": await state.detokenize(ask.tokens)})
+
+
+@router.get("/health")
+@router.get("/ping")
+@router.post("/ping", include_in_schema=False)
+async def health(request: Request) -> Response:
+    """Whether the process is of use at all; a draining server still is. Anything but 200 asks for a restart."""
+    if state_of(request).engine.dead:
+        raise EngineDeadError("The engine has stopped", remedy="Restart the server; its log has the reason")
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """Whether new requests are taken: what a load balancer asks."""
+    if (seconds := state_of(request).retry_after()) is not None:
+        raise DrainingError(seconds)
+    return await health(request)
+
+
+@router.get("/version")
+async def version() -> Response:
+    return JSONResponse({"version": VERSION})
+
+
+@router.get("/load")
+async def load(request: Request) -> Response:
+    """Requests in work (this one not counted)."""
+    return JSONResponse({"server_load": state_of(request).active})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    exposition, content_type = state_of(request).metrics.expose(request.headers.get("accept", ""))
+    return Response(exposition, headers={"content-type": content_type})

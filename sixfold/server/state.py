@@ -1,0 +1,114 @@
+"""What all requests of one server share: the engine, the settings, the served names, and whether it drains.
+
+Owns: prompts into tokens, the check of model names. Must not know: HTTP or JSON shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sixfold.config import ServerConfig
+from sixfold.engine.async_engine import AsyncEngine
+from sixfold.errors import ModelNotFoundError, TemplateError
+from sixfold.metrics import Metrics
+from sixfold.server.body import clip
+from sixfold.server.generation import Generation, TokenPrompt
+from sixfold.server.openai import ChatTemplateFields, Prompt
+from sixfold.types import SamplingParams
+
+T = TypeVar("T")
+
+# Text of more characters is rendered and tokenised in a thread, so that it never holds up the tokens of others.
+_THREAD_CHARACTERS = 4096
+
+# What clients send that were given a URL and no model name (huggingface_hub); it names nothing, so it asks for nothing.
+_PLACEHOLDER = "dummy"
+
+# Marks where the last message ends in a rendered prompt; a private-use character, so that no text is taken for it.
+_END = "\U0010fffdsixfold-end\U0010fffd"
+
+
+@dataclass
+class ServerState:
+    engine: AsyncEngine
+    config: ServerConfig
+    metrics: Metrics
+    names: tuple[str, ...]  # the first is what responses say when a request names none
+    created: int = field(default_factory=lambda: int(time.time()))
+    drain_deadline: float | None = None  # on the monotonic clock; set once, when draining begins
+    active: int = 0  # requests between their admission and the last byte of their response
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_deadline is not None or self.engine.draining
+
+    def retry_after(self) -> float | None:
+        """Seconds after which a client may try again, if the server is draining."""
+        if not self.draining:
+            return None
+        return max(0.0, (self.drain_deadline or 0.0) - time.monotonic())
+
+    def model_name(self, asked: str | None) -> str:
+        """The name to answer with. Raises :class:`ModelNotFoundError` for one that is not served."""
+        if asked is None or asked in self.names:
+            return asked or self.names[0]
+        if asked == _PLACEHOLDER:
+            return self.names[0]
+        raise ModelNotFoundError(
+            f"The model {clip(asked)!r} is not served here", remedy=f"Use {' or '.join(self.names)}", param="model"
+        )
+
+    async def start(self, prompts: Sequence[TokenPrompt], params: SamplingParams, priority: int) -> Generation:
+        return await Generation.start(
+            self.engine, prompts, params, priority=priority, retry_after=self.retry_after
+        )  # fmt: skip
+
+    async def tokenize(self, prompt: Prompt, add_special: bool) -> TokenPrompt:
+        if prompt.text is None:
+            return TokenPrompt(prompt.ids or ())
+        text = prompt.text
+        encode = self.engine.tokenizer.encode
+        ids = await _off_loop(len(text), lambda: encode(text, add_special=add_special))
+        return TokenPrompt(ids, text)
+
+    async def tokenize_chat(self, messages: list[dict[str, Any]], fields: ChatTemplateFields) -> TokenPrompt:
+        """Renders the model's chat template. Raises :class:`TemplateError` if there is none or it refuses."""
+        # A template decides by its variables how long it works, so with any the size says nothing.
+        size = _THREAD_CHARACTERS + 1 if fields.chat_template_kwargs else sum(len(m["content"]) for m in messages)
+        return await _off_loop(size, lambda: self._chat_prompt(messages, fields))
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        return await _off_loop(len(ids), lambda: self.engine.tokenizer.decode(ids, skip_special=False))
+
+    def _chat_prompt(self, messages: list[dict[str, Any]], fields: ChatTemplateFields) -> TokenPrompt:
+        template = self.engine.chat_template
+        if template is None:
+            raise TemplateError(
+                f"The model {self.names[0]} has no chat template", cause="it is not a chat model",
+                remedy="Use /v1/completions, or start the server with --chat-template FILE",
+            )  # fmt: skip
+        options = fields.chat_template_kwargs
+        if not fields.continue_final_message:
+            # Only a template can say what opens an answer, so it is asked for unless the caller says no.
+            text = template.render(messages, add_generation_prompt=fields.add_generation_prompt is not False, **options)
+        else:
+            last = {**messages[-1], "content": messages[-1]["content"] + _END}
+            text = template.render([*messages[:-1], last], add_generation_prompt=False, **options)
+            text, found, _ = text.partition(_END)
+            if not found:
+                raise TemplateError(
+                    "The last message cannot be continued", cause="the chat template does not show its text as it is",
+                    remedy="Leave continue_final_message out",
+                )  # fmt: skip
+        tokenizer = self.engine.tokenizer
+        if fields.add_special_tokens is None:
+            return TokenPrompt(tokenizer.encode_chat(text), text)
+        return TokenPrompt(tokenizer.encode(text, add_special=fields.add_special_tokens), text)
+
+
+async def _off_loop(size: int, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if size > _THREAD_CHARACTERS else work()

@@ -1,0 +1,159 @@
+"""The values that travel between stages: what a caller asks for and what comes back.
+
+Owns: sampling parameters and outputs. Must not know: HTTP, the scheduler, or how a model runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sixfold.errors import InvalidRequestError
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen, with the names and meanings that vLLM users know.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 or -1 means the whole vocabulary. ``logprobs``/``prompt_logprobs`` count
+    alternatives (0 = only the chosen token); they are taken from the raw logits, before any penalty or temperature.
+    ``seed`` None draws one per request. Raises :class:`InvalidRequestError` naming the field that is out of range.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
+        self._check("n", self.n >= 1, "at least 1")
+        self._check("temperature", 0.0 <= self.temperature <= 100.0, "between 0 and 100")
+        self._check("top_k", self.top_k >= -1, "-1 or 0 (off) or a positive count")
+        self._check("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]")
+        self._check("min_p", 0.0 <= self.min_p <= 1.0, "in [0, 1]")
+        self._check("typical_p", 0.0 < self.typical_p <= 1.0, "in (0, 1]")
+        self._check("repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "in (0, 100]")
+        self._check("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "between -2 and 2")
+        self._check("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "between -2 and 2")
+        self._check("stop", all(self.stop), "non-empty strings")
+        self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        self._check("min_tokens", self.min_tokens >= 0, "at least 0")
+        self._check(
+            "min_tokens", self.max_tokens is None or self.min_tokens <= self.max_tokens, "no more than max_tokens"
+        )
+        self._check("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0")
+        self._check("prompt_logprobs", self.prompt_logprobs is None or self.prompt_logprobs >= 0, "at least 0")
+        self._check("logit_bias", all(math.isfinite(v) for v in self.logit_bias.values()), "finite numbers")
+
+    def _check(self, name: str, ok: bool, allowed: str) -> None:
+        if not ok:  # NaN fails every comparison above, so it lands here too
+            raise InvalidRequestError(
+                f"{name}={getattr(self, name)!r} is out of range", remedy=f"Use a value that is {allowed}", param=name
+            )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token with its log-probability (natural log, raw model distribution) and its rank (1 = most likely)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    text: str = ""  # the token decoded by itself, with U+FFFD for part of a character
+    bytes: bytes = b""
+
+
+@dataclass(frozen=True)
+class PositionLogprobs:
+    """The chosen token of one position and the most likely alternatives, best first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One choice of a request. In a stream it holds only what is new since the last one (delta)."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop string or stop token id that matched; None for end of sequence
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """What a request has produced: everything (offline) or what is new (stream), told by ``outputs``."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+    finished: bool
+    prompt: str | None = None
+    # one entry a prompt token; None for the first, which nothing precedes
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStats:
+    """What one engine step did, for whoever watches (metrics). Times in seconds."""
+
+    duration: float
+    running: int  # sequences, after the step
+    waiting: int  # sequences, after the step
+    kv_usage: float  # share of the pages in use, 0..1
+    tokens: int  # tokens run through the model: prompt, generated and recomputed
+    prompt_tokens: int  # prompt tokens of the requests that sampled their first token in this step
+    generation_tokens: int  # tokens sampled
+    preemptions: int
+    first_token_latencies: tuple[float, ...]  # since arrival, one a sequence that sampled its first token
+    inter_token_latencies: tuple[float, ...]  # since the previous token, one a later token
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedStats:
+    """One finished choice. Times in seconds on the monotonic clock; None if it never came so far."""
+
+    request_id: str
+    index: int
+    finish_reason: FinishReason
+    prompt_tokens: int
+    generation_tokens: int
+    cached_tokens: int
+    n: int
+    max_tokens: int
+    arrival: float
+    first_scheduled: float | None
+    first_token: float | None
+    finished: float
