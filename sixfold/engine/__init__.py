@@ -1,0 +1,1 @@
+"""From requests to tokens: scheduling, KV pages, sampling, text; offline (LLM) and asynchronous."""

@@ -60,9 +60,8 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         copies: list[PageCopy] = []
-        preemptions = self.preemptions
         rows, budget = self._continue_running(copies)
-        if self.waiting and self.preemptions == preemptions:  # no guests while the family is sent out
+        if self.waiting:
             self._admit(rows, budget, copies)
         return Schedule(tuple(rows), tuple(copies))
 

@@ -26,7 +26,7 @@ def token_stop(sequence: Sequence) -> Stop | None:
     request = sequence.request
     newest = sequence.token_ids[-1]
     generated = sequence.num_generated
-    if newest in request.stop_ids and generated > request.params.min_tokens:
+    if newest in request.stop_ids:  # not sampled before min_tokens: see Sequence.forbidden_ids
         return Stop("stop", newest if newest in request.params.stop_token_ids else None)
     return LENGTH if generated >= request.max_tokens else None
 

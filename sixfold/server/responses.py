@@ -106,15 +106,21 @@ class CompletionLogprobs:
             raw = self.tokenizer.token_bytes(token_id)
             logprob = top = None
             if position is None:
-                name = _name(TokenLogprob(token_id, 0.0, 0, raw.decode("utf-8", "replace")), self.as_id)
+                name = self._key(TokenLogprob(token_id, 0.0, 0, raw.decode("utf-8", "replace"), raw))
             else:
-                name, logprob = _name(position.chosen, self.as_id), max(position.chosen.logprob, _FLOOR)
+                name, logprob = self._key(position.chosen), max(position.chosen.logprob, _FLOOR)
                 shown = (*position.top[: self.alternatives], position.chosen)
-                top = {_name(token, self.as_id): max(token.logprob, _FLOOR) for token in shown}
+                top = {self._key(token): max(token.logprob, _FLOOR) for token in shown}
             row = (name, logprob, top, self._advance(token_id, raw))
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
         return columns
+
+    def _key(self, token: TokenLogprob) -> str:
+        """Part of a character is written as OpenAI did: with U+FFFD, all of them would share one key."""
+        if "\ufffd" in token.text and not self.as_id:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+        return _name(token, self.as_id)
 
     def _advance(self, token_id: int, raw: bytes) -> int:
         starts_inside = bool(raw) and raw[0] & 0xC0 == 0x80

@@ -56,7 +56,7 @@ async def completions(request: Request) -> Response:
     ask = await body.read(request, CompletionRequest)
     head = ResponseHead.new("cmpl", state.model_name(ask.model))
     params = ask.params(state.config)
-    prompts = [await state.tokenize(prompt, ask.add_special_tokens) for prompt in ask.prompt]
+    prompts = await state.tokenize(ask.prompt, ask.add_special_tokens)
     generation = await state.start(prompts, params, ask.priority)
     tokenizer = state.engine.tokenizer
     texts: list[str] = []
@@ -119,7 +119,7 @@ async def tokenize(request: Request) -> Response:
     if ask.messages is not None:
         prompt = await state.tokenize_chat(ask.messages, ask)
     else:
-        prompt = await state.tokenize(Prompt(text=ask.prompt), ask.add_special_tokens is not False)
+        (prompt,) = await state.tokenize([Prompt(text=ask.prompt)], ask.add_special_tokens is not False)
     text_of = state.engine.tokenizer.token_text
     return JSONResponse(
         {

@@ -67,13 +67,16 @@ class ServerState:
             self.engine, prompts, params, priority=priority, retry_after=self.retry_after
         )  # fmt: skip
 
-    async def tokenize(self, prompt: Prompt, add_special: bool) -> TokenPrompt:
-        if prompt.text is None:
-            return TokenPrompt(prompt.ids or ())
-        text = prompt.text
+    async def tokenize(self, prompts: Sequence[Prompt], add_special: bool) -> list[TokenPrompt]:
         encode = self.engine.tokenizer.encode
-        ids = await _off_loop(len(text), lambda: encode(text, add_special=add_special))
-        return TokenPrompt(ids, text)
+
+        def tokens(prompt: Prompt) -> TokenPrompt:
+            if prompt.text is None:
+                return TokenPrompt(prompt.ids or ())
+            return TokenPrompt(encode(prompt.text, add_special=add_special), prompt.text)
+
+        size = sum(len(prompt.text or "") for prompt in prompts)
+        return await _off_loop(size, lambda: [tokens(prompt) for prompt in prompts])
 
     async def tokenize_chat(self, messages: list[dict[str, Any]], fields: ChatTemplateFields) -> TokenPrompt:
         """Renders the model's chat template. Raises :class:`TemplateError` if there is none or it refuses."""

@@ -1,5 +1,6 @@
 """Chat templates: equal to plain jinja2 on honest ones, and hostile ones stopped in time, memory and output."""
 
+# ruff: noqa: E501 (templates are as models carry them)
 from __future__ import annotations
 
 import json

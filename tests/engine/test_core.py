@@ -186,6 +186,12 @@ def test_stop_strings_over_several_tokens():
     assert output.token_ids == free.token_ids[: len(output.token_ids)]
 
 
+def test_text_that_was_held_back_is_shown_at_the_end():
+    free = alone(b"x", SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)).outputs[0]
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, stop=(free.text[-2:] + "never",))
+    assert alone(b"x", params).outputs[0].text == free.text
+
+
 def test_length_by_max_tokens_and_by_the_context():
     assert alone([1], SamplingParams(max_tokens=5, ignore_eos=True)).outputs[0].finish_reason == "length"
     core = make_core(max_model_len=40)
@@ -293,7 +299,10 @@ def test_a_request_that_leaves_no_token_possible_fails_alone(caplog):
     core.runner.executor.logits = lambda rows: np.full((len(rows), 260), np.nan, np.float32)
     submit(core, "a", [1], SamplingParams(max_tokens=3))
     with caplog.at_level(logging.CRITICAL, logger="sixfold"):
-        assert drain(core)["a"].outputs[0].finish_reason == "error"
+        output = drain(core)["a"].outputs[0]
+    assert (output.finish_reason, output.token_ids) == ("error", ())
+    assert "No token can be sampled" in output.stop_reason
+    assert core.stats().generation_tokens == 0
 
 
 # Limits

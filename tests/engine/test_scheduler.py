@@ -84,6 +84,17 @@ def test_nobody_overtakes_one_that_waits_for_pages():
     assert set(run(scheduler)) == {"large", "small"}
 
 
+def test_a_page_is_kept_for_growth_when_one_more_is_admitted():
+    scheduler = make(num_pages=3)
+    scheduler.add(request("a", 16))
+    run(scheduler)
+    run(scheduler)  # two pages
+    scheduler.add(request("b", 1, arrival=1.0))
+    assert set(run(scheduler)) == {"a"}
+    scheduler.finish(scheduler.running[0])
+    assert set(run(scheduler)) == {"b"}  # running alone it needs no reserve
+
+
 def test_admission_reserves_the_whole_prompt():
     """Two prompts that only fit one after the other: the second is not let in on pages that the first will need."""
     scheduler = make(num_pages=10, budget=16)

@@ -14,7 +14,7 @@ import pytest
 from sixfold.engine.pretokenizers import NAMES
 from sixfold.engine.tokenizer import Tokenizer
 from sixfold.engine.tokenizer_gguf import build_gguf
-from sixfold.errors import ModelFileError, ModelNotFoundError, UnsupportedModelError
+from sixfold.errors import ModelFileError, UnsupportedModelError
 from sixfold.weights.model_file import open_model
 from tests.engine.small_vocabularies import Model, byte_level, sentence_piece
 
@@ -39,14 +39,8 @@ def test_smollm2_tokens_equal_llama_cpp(smollm2_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_gemma3_tokens_equal_llama_cpp() -> None:
-    from sixfold.store import resolve
-
-    try:
-        path = resolve("gemma3-270m").path
-    except ModelNotFoundError:
-        pytest.skip("gemma3-270m has not been pulled")
-    tokenizer = check_goldens(path, "gemma3")
+def test_gemma3_tokens_equal_llama_cpp(gemma3_path: Path) -> None:
+    tokenizer = check_goldens(gemma3_path, "gemma3")
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.add_bos) == (262144, 2, True)
     assert tokenizer.eos_ids == {1, 106}
     assert tokenizer.encode("hi") == [2, *tokenizer.encode("hi", add_special=False)]

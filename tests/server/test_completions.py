@@ -93,7 +93,7 @@ async def test_logprobs_with_echo(client: httpx.AsyncClient) -> None:
     choice = (await complete(client, **fields)).json()["choices"][0]
     assert choice["text"] == "héHel"
     logprobs = choice["logprobs"]
-    assert logprobs["tokens"] == ["<s>", "h", "\ufffd", "\ufffd", "H", "e", "l"]
+    assert logprobs["tokens"] == ["<s>", "h", "bytes:\\xc3", "bytes:\\xa9", "H", "e", "l"]
     assert logprobs["token_logprobs"] == [None] + [-0.5] * 6
     assert logprobs["top_logprobs"][0] is None and logprobs["top_logprobs"][4] == {"H": -0.5, "A": -9999.0}
     assert logprobs["text_offset"] == [0, 0, 1, 1, 2, 3, 4]

@@ -1,0 +1,150 @@
+"""Same tokens, always: a request's tokens and log-probabilities, bit for bit, whatever runs beside it.
+
+The plain path is one request alone, its prompt in one chunk, one thread. Everything else must equal it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sixfold.compile import Plan, build
+from sixfold.engine.collect import Collector
+from sixfold.engine.core import EngineCore
+from sixfold.runtime.native import NativeExecutor
+from sixfold.types import RequestOutput, SamplingParams
+from sixfold.weights.model_file import ModelFile, open_model
+from tests.fakes import FakeTokenizer
+from tests.tiny_models import write_gguf
+
+Prompts = list[tuple[list[int], SamplingParams]]
+
+
+def core(plan: Plan, *, threads: int = 1, pages: int = 400, budget: int = 512, seqs: int = 64) -> EngineCore:
+    executor = NativeExecutor(plan, num_pages=pages, max_tokens=budget, threads=threads)
+    return EngineCore(
+        executor, FakeTokenizer(), max_model_len=min(plan.context, 2048), max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+    )  # fmt: skip
+
+
+def run(engine: EngineCore, prompts: Prompts, arrivals: list[int]) -> list[RequestOutput]:
+    """Runs all; prompt i is added before step arrivals[i]."""
+    collectors = [Collector() for _ in prompts]
+    waiting = sorted(range(len(prompts)), key=lambda i: arrivals[i])
+    step = 0
+    while waiting or engine.has_work:
+        while waiting and arrivals[waiting[0]] <= step:
+            index = waiting.pop(0)
+            ids, params = prompts[index]
+            engine.add(engine.limits.accept(str(index), ids, dataclasses.replace(params, seed=index)))
+        for output in engine.step():
+            collectors[int(output.request_id)].add(output)
+        engine.cache.check_integrity()
+        step += 1
+    return [collector.result() for collector in collectors]
+
+
+def essence(output: RequestOutput) -> object:
+    return (
+        output.prompt_logprobs,
+        [(o.index, o.token_ids, o.text, o.logprobs, o.finish_reason, o.stop_reason) for o in output.outputs],
+    )
+
+
+def alone(plan: Plan, prompts: Prompts) -> list[object]:
+    results = []
+    for index, (ids, params) in enumerate(prompts):
+        engine = core(plan)
+        engine.add(engine.limits.accept(str(index), ids, dataclasses.replace(params, seed=index)))
+        collector = Collector()
+        while engine.has_work:
+            for output in engine.step():
+                collector.add(output)
+        results.append(essence(collector.result()))
+    return results
+
+
+@pytest.fixture(scope="module", params=["llama-wide/Q4_0", "gemma3-wide/Q4_K_M", "qwen2/F32", "qwen3/Q8_0"])
+def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
+    kind, quant = request.param.split("/")
+    with open_model(write_gguf(kind, tmp_path_factory.mktemp("m") / "m.gguf", quant)) as model:
+        yield build(model, cache=False)
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Prompts:
+    """A few requests: greedy and sampled, short and long, some with choices, log-probabilities and penalties."""
+    prompts = []
+    for _ in range(draw(st.integers(1, 7))):
+        ids = draw(st.lists(st.integers(0, 250), min_size=1, max_size=90))
+        greedy = draw(st.booleans())
+        params = SamplingParams(
+            temperature=0.0 if greedy else draw(st.sampled_from([0.7, 1.0, 1.5])),
+            top_p=draw(st.sampled_from([1.0, 0.9])),
+            repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+            n=draw(st.sampled_from([1, 1, 2, 3])),
+            logprobs=draw(st.sampled_from([None, 0, 3])),
+            prompt_logprobs=draw(st.sampled_from([None, None, 1])),
+            max_tokens=draw(st.integers(1, 40)),
+            ignore_eos=True,
+        )
+        prompts.append((ids, params))
+    return prompts
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompts=workloads(), data=st.data())
+def test_batches_chunks_threads_and_preemption_change_no_bit(plan: Plan, prompts: Prompts, data: st.DataObject) -> None:
+    wanted = alone(plan, prompts)
+    arrivals = [data.draw(st.integers(0, 20)) for _ in prompts]
+    longest = max(len(ids) + (params.max_tokens or 0) for ids, params in prompts)
+    tight = longest // 16 + 2  # pages: hardly more than one sequence needs, so others are preempted
+    engine = core(
+        plan,
+        threads=data.draw(st.sampled_from([1, 2, 3])),
+        pages=data.draw(st.sampled_from([tight, 2 * tight, 400])),
+        budget=data.draw(st.sampled_from([1, 5, 16, 33, 512])),
+        seqs=data.draw(st.sampled_from([1, 3, 64])),
+    )
+    got = [essence(output) for output in run(engine, prompts, arrivals)]
+    assert got == wanted
+    assert engine.cache.num_free == engine.cache.num_pages, "pages were lost"
+
+
+@pytest.mark.model
+def test_smollm2_in_a_crowd_writes_what_it_writes_alone(smollm2: ModelFile) -> None:
+    plan = build(smollm2)
+    rng = random.Random(0)
+    prompts: Prompts = [
+        (
+            [rng.randrange(3, 49000) for _ in range(rng.randrange(1, 120))],
+            SamplingParams(temperature=0.0 if i % 2 else 0.8, max_tokens=16, logprobs=2, n=1 + i % 2),
+        )
+        for i in range(12)
+    ]
+    wanted = alone(plan, prompts)
+    engine = core(plan, threads=2, pages=40, budget=48)  # too few pages for all: some are preempted
+    got = run(engine, prompts, [rng.randrange(10) for _ in prompts])
+    assert engine.scheduler.preemptions > 0
+    assert [essence(output) for output in got] == wanted
+
+
+def test_long_contexts_split_the_same_way_in_decode_and_prefill(plan: Plan) -> None:
+    """Past 128 keys attention is split: a token decoded one by one equals the same token prefilled in a chunk."""
+    rng = random.Random(1)
+    ids = [rng.randrange(250) for _ in range(200)]
+    params = SamplingParams(temperature=0.0, max_tokens=40, logprobs=0, ignore_eos=True)
+    (whole,) = run(core(plan), [(ids, params)], [0])
+    grown = ids + list(whole.outputs[0].token_ids[:-1])
+    score = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, logprobs=0, ignore_eos=True)
+    (prefilled,) = run(core(plan, threads=2), [(grown, score)], [0])
+    assert whole.outputs[0].logprobs is not None
+    assert prefilled.prompt_logprobs is not None
+    decoded = [entry.chosen.logprob for entry in whole.outputs[0].logprobs[:-1]]
+    assert decoded == [entry.chosen.logprob for entry in prefilled.prompt_logprobs[200:] if entry is not None]

@@ -1,0 +1,144 @@
+"""The server on the real engine (with a fake model): what the fake engine cannot show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from sixfold.config import ServerConfig
+from sixfold.engine.async_engine import AsyncEngine
+from sixfold.metrics import Metrics
+from sixfold.server.app import create_app
+from tests.fakes import FakeExecutor, make_async_engine
+from tests.server.fake_engine import FakeTemplate
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics("fake")
+
+
+@pytest.fixture
+async def engine(metrics: Metrics) -> AsyncIterator[AsyncEngine]:
+    made = make_async_engine(num_pages=256, listener=metrics, chat_template=FakeTemplate(), max_num_seqs=40)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+async def client(engine: AsyncEngine, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(engine, ServerConfig(), metrics=metrics)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+async def streamed(client: httpx.AsyncClient, **fields: Any) -> tuple[str, str]:
+    response = await client.post("/v1/completions", json={"stream": True, **fields})
+    chunks = [json.loads(line[6:])["choices"][0] for line in response.text.split("\n\n")[:-2]]
+    return "".join(chunk["text"] for chunk in chunks), chunks[-1]["finish_reason"]
+
+
+async def test_a_stream_says_what_a_whole_answer_says(client: httpx.AsyncClient) -> None:
+    for fields in (
+        {"seed": 1, "max_tokens": 50},
+        {"seed": -7, "stop": ["e", "a"], "n": 1},
+        {"temperature": 0, "seed": 0},
+    ):
+        whole = (await client.post("/v1/completions", json={"prompt": "once", **fields})).json()["choices"][0]
+        assert await streamed(client, prompt="once", **fields) == (whole["text"], whole["finish_reason"])
+
+
+async def test_32_streams_at_once_are_what_each_is_alone(client: httpx.AsyncClient) -> None:
+    asks = [{"prompt": "p" * (i + 1), "seed": i, "max_tokens": 20 + i, "ignore_eos": True} for i in range(32)]
+    alone = [await streamed(client, **ask) for ask in asks]
+    assert await asyncio.gather(*(streamed(client, **ask) for ask in asks)) == alone
+
+
+async def test_logprobs_of_several_prompts_and_choices(client: httpx.AsyncClient) -> None:
+    ask = {"prompt": ["one", "two two"], "n": 2, "max_tokens": 4, "logprobs": 3, "echo": True, "ignore_eos": True}
+    answer = (await client.post("/v1/completions", json={**ask, "seed": 3})).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    for choice, prompt in zip(answer["choices"], ["one", "one", "two two", "two two"], strict=True):
+        logprobs = choice["logprobs"]
+        assert choice["text"].startswith(prompt) and len(logprobs["tokens"]) == len(prompt) + 4
+        assert logprobs["token_logprobs"][0] is None and all(value <= 0 for value in logprobs["token_logprobs"][1:])
+        assert all(len(top) in (3, 4) for top in logprobs["top_logprobs"][1:])
+
+
+async def test_refusals_of_the_engine(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    for fields, code in (
+        ({"prompt": "x" * 2000}, "context_length_exceeded"),
+        ({"prompt": "x", "max_tokens": 5000}, "context_length_exceeded"),
+        ({"prompt": ""}, "invalid_request"), ({"prompt": [300]}, "invalid_request"),
+        ({"prompt": "x", "logit_bias": {"300": 1}}, "invalid_request"),
+        ({"prompt": "x", "stop_token_ids": [300]}, "invalid_request"),
+        ({"prompt": ["fine", "x" * 2000]}, "context_length_exceeded"),
+    ):  # fmt: skip
+        response = await client.post("/v1/completions", json=fields)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, code), response.text
+    assert engine.stats().requests == 0
+
+
+async def test_metrics_come_from_the_engine(client: httpx.AsyncClient) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "ignore_eos": True}
+    usage = (await client.post("/v1/chat/completions", json=body)).json()["usage"]
+    text = (await client.get("/metrics")).text
+    labels = '{engine="0",model_name="fake"}'
+    assert f"vllm:prompt_tokens_total{labels} {usage['prompt_tokens']}.0" in text
+    assert f"vllm:generation_tokens_total{labels} 8.0" in text
+    assert f"vllm:time_to_first_token_seconds_count{labels} 1.0" in text
+    assert f"vllm:inter_token_latency_seconds_count{labels} 7.0" in text
+    assert f"vllm:num_requests_running{labels} 0.0" in text
+    assert 'vllm:request_success_total{engine="0",finished_reason="length",model_name="fake"} 1.0' in text
+
+
+async def test_a_dropped_stream_frees_its_pages(engine: AsyncEngine, metrics: Metrics) -> None:
+    app = create_app(engine, ServerConfig(), metrics=metrics)
+    body = json.dumps({"prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True}).encode()
+    began, left = asyncio.Event(), asyncio.Event()
+    sent = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Any:
+        for message in sent:
+            return message
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            began.set()
+            await asyncio.sleep(0.01)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "headers": [],
+        "scheme": "http", "path": "/v1/completions", "raw_path": b"/v1/completions", "query_string": b"",
+        "server": ("test", 80), "client": ("test", 1), "root_path": "",
+    }  # fmt: skip
+    task = asyncio.create_task(app(scope, receive, send))
+    await began.wait()
+    assert engine.stats().kv_pages_used > 0
+    left.set()
+    await asyncio.wait_for(task, 1)
+    for _ in range(100):
+        if engine.stats().requests == 0:
+            break
+        await asyncio.sleep(0.01)
+    assert engine.stats().kv_pages_used == 0 or engine.stats().running == 0
+    assert engine.stats().requests == 0
+
+
+async def test_an_engine_that_fails_and_dies() -> None:
+    engine = make_async_engine(executor=FakeExecutor(64, fail_when=lambda batch: True))
+    app = create_app(engine, ServerConfig())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await client.post("/v1/completions", json={"prompt": "x"})
+        assert response.status_code == 500 and "Traceback" not in response.text
+        assert (await client.get("/health")).status_code == 200  # one step failed, others may not
+        engine.shutdown()
+        assert (await client.get("/health")).status_code == 503
+        assert (await client.get("/ready")).status_code == 503
