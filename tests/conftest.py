@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from sixfold.errors import SixfoldError
 from sixfold.store import pull, resolve
 from sixfold.weights.model_file import ModelFile, open_model

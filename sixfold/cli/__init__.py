@@ -1,7 +1,6 @@
 """The command line: ``sixfold serve chat run pull list rm show doctor eval bench``.
 
-Owns: the application and how it ends (exit codes, Ctrl-C, closed pipes). Must not know: what the commands do; each
-imports what it needs when it runs, so that ``sixfold --help`` is quick.
+Owns: the entry point. Must not know: the commands.
 """
 
 from __future__ import annotations
@@ -9,49 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
-import typer
+from sixfold.cli.application import app
 
-from sixfold.cli import bench, chat, doctor, evaluate, run, serve, show, stored
-from sixfold.cli.ending import Group
-
-app = typer.Typer(
-    cls=Group,
-    name="sixfold",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,  # an exception that is no SixfoldError is our bug: show all of it
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode=None,  # plain help, which needs no import of rich
-)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"sixfold {version('sixfold')}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-) -> None:
-    """Run, serve and measure language models on this machine.
-
-    Settings: flag > environment (SIXFOLD_...) > ./sixfold.toml or config.toml in SIXFOLD_HOME > default.
-    """
-
-
-app.command()(serve.serve)
-app.command()(chat.chat)
-app.command()(run.run)
-app.command()(stored.pull)
-app.command("list")(stored.list_)
-app.command()(stored.rm)
-app.command()(show.show)
-app.command()(doctor.doctor)
-app.add_typer(evaluate.app, name="eval")
-app.add_typer(bench.app, name="bench")
+__all__ = ["app", "main"]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Must not know: any command.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -47,7 +48,5 @@ def colourful() -> bool:
 
 def _close_stdout() -> None:
     """Lets what is still buffered go nowhere, so that the flush at exit does not complain."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # no file behind it (a test's stdout)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # no file behind it (a test's stdout)
-        pass

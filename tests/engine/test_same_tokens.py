@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sixfold.compile import Plan, build
 from sixfold.engine.collect import Collector
 from sixfold.engine.core import EngineCore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from sixfold import _native
 from sixfold.compile.formats import FORMATS
 from sixfold.compile.pack import pack_tiles

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sixfold.models import load_network
 from sixfold.runtime.reference import ReferenceModel
 from sixfold.weights.model_file import ModelFile, open_model

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sixfold.errors import ModelFileError, SixfoldError, UnsupportedModelError
 from sixfold.weights.gguf import MAX_DEPTH, MAX_NESTED, TYPES, read_gguf
 from sixfold.weights.mapped_file import MappedFile

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
 from sixfold.errors import ModelFileError
 from sixfold.weights import mapped_file
 from sixfold.weights.mapped_file import MappedFile

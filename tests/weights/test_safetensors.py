@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+
 from sixfold.errors import ModelFileError, SixfoldError, UnsupportedModelError
 from sixfold.weights.mapped_file import MappedFile
 from sixfold.weights.safetensors import INDEX, SINGLE, read_config, read_safetensors, read_weights, weight_files

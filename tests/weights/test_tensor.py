@@ -5,6 +5,7 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
+
 from sixfold.errors import ModelFileError, UnsupportedModelError
 from sixfold.weights.quants import FLOATS, FORMATS
 from sixfold.weights.tensor import CHUNK, Tensor, check_finite, split_blocks

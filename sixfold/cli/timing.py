@@ -1,0 +1,131 @@
+"""Runs loads on an engine in this process and times them.
+
+Owns: the loads and the numbers. Must not know: options or tables.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sixfold.config import EngineConfig
+from sixfold.engine.llm import LLM
+from sixfold.engine.loader import LoadedEngine, load_engine
+from sixfold.errors import InvalidRequestError
+from sixfold.types import FinishedStats, SamplingParams, StepStats
+
+Report = Callable[[int], None]
+
+
+class Watch:
+    """Collects the latencies that the engine reports."""
+
+    def __init__(self) -> None:
+        self.report: Report = lambda finished: None
+        self.reset()
+
+    def reset(self) -> None:
+        self.first: list[float] = []  # seconds
+        self.between: list[float] = []
+        self.finished = 0
+
+    def on_step(self, stats: StepStats, /) -> None:
+        self.first += stats.first_token_latencies
+        self.between += stats.inter_token_latencies
+
+    def on_request_finished(self, stats: FinishedStats, /) -> None:
+        self.finished += 1
+        self.report(self.finished)
+
+
+class Bench:
+    """A loaded model and what is measured with it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        watch = Watch()
+        self._start(load_engine(config, watch), watch)
+
+    @classmethod
+    def on(cls, loaded: LoadedEngine, watch: Watch) -> Bench:
+        """On an engine whose listener is ``watch``."""
+        self = cls.__new__(cls)
+        self._start(loaded, watch)
+        return self
+
+    def _start(self, loaded: LoadedEngine, watch: Watch) -> None:
+        executor = loaded.core.runner.executor
+        self.model = loaded.name
+        self.threads = getattr(executor, "threads", None)
+        self.isa = getattr(executor, "isa", None)
+        self._limits = loaded.core.limits
+        self._llm = LLM.from_loaded(loaded)
+        self._watch = watch
+
+    def latency(self, length: int, batch: int, new_tokens: int, repeats: int, report: Report) -> dict[str, float]:
+        """Medians over ``repeats`` runs of ``batch`` requests that begin together. Times in milliseconds."""
+        first, between, decode = [], [], []
+        for index in range(repeats):
+            self._check(length + new_tokens)
+            prompts = self._prompts([length] * batch, random.Random(index))
+            began = time.monotonic()
+            self._run(prompts, [new_tokens] * batch)
+            seconds = time.monotonic() - began
+            last_first = max(self._watch.first)
+            first.append(statistics.median(self._watch.first))
+            between.append(statistics.median(self._watch.between))
+            decode.append(batch * (new_tokens - 1) / max(seconds - last_first, 1e-9))
+            report(index + 1)
+        ttft = statistics.median(first)
+        return {
+            "ttft_ms": 1000 * ttft,
+            "inter_token_ms": 1000 * statistics.median(between),
+            "prompt_tokens_per_second": batch * length / ttft,
+            "decode_tokens_per_second": statistics.median(decode),
+        }
+
+    def throughput(
+        self, requests: int, prompts: tuple[int, int], answers: tuple[int, int], seed: int, report: Report
+    ) -> dict[str, Any]:
+        """All requests are there from the beginning; the lengths are drawn evenly from the two ranges."""
+        self._check(prompts[1] + answers[1])
+        draw = random.Random(seed)
+        lengths = [draw.randint(*prompts) for _ in range(requests)]
+        wanted = [draw.randint(*answers) for _ in range(requests)]
+        ids = self._prompts(lengths, draw)
+        self._run(self._prompts([8], draw), [2])  # warm: threads started, weights read from disk once
+        self._watch.report = report
+        began = time.monotonic()
+        self._run(ids, wanted)
+        seconds = time.monotonic() - began
+        return {
+            "requests": requests,
+            "seconds": seconds,
+            "prompt_tokens": sum(lengths),
+            "new_tokens": sum(wanted),
+            "requests_per_second": requests / seconds,
+            "prompt_tokens_per_second": sum(lengths) / seconds,
+            "new_tokens_per_second": sum(wanted) / seconds,
+            "total_tokens_per_second": (sum(lengths) + sum(wanted)) / seconds,
+            "ttft_ms": 1000 * statistics.median(self._watch.first),
+            "inter_token_ms": 1000 * statistics.median(self._watch.between or [0.0]),
+        }
+
+    def _run(self, prompts: Sequence[Sequence[int]], wanted: Sequence[int]) -> None:
+        self._watch.reset()
+        params = [SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True) for count in wanted]
+        for output in self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params):
+            if output.outputs[0].finish_reason == "error":
+                raise InvalidRequestError("A request failed", cause=str(output.outputs[0].stop_reason))
+
+    def _prompts(self, lengths: Sequence[int], draw: random.Random) -> list[list[int]]:
+        return [[draw.randrange(self._limits.vocab_size) for _ in range(length)] for length in lengths]
+
+    def _check(self, tokens: int) -> None:
+        if tokens > self._limits.max_model_len:
+            raise InvalidRequestError(
+                f"{tokens} tokens a request are too many", cause=f"the context is {self._limits.max_model_len} tokens",
+                remedy="Lower --prompt-tokens or --new-tokens",
+            )  # fmt: skip

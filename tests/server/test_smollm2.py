@@ -1,0 +1,93 @@
+"""The whole path: a real socket, the unmodified ``openai`` client, the real engine and the real small model."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from sixfold.config import EngineConfig, ServerConfig
+from sixfold.engine.async_engine import AsyncEngine
+from tests.server.conftest import LiveServer
+
+pytestmark = pytest.mark.model
+
+CLIENTS = 32
+
+
+@pytest.fixture(scope="module")
+def live(smollm2_path: Path) -> Iterator[LiveServer]:
+    # too little KV memory for all clients at once, so that some are preempted
+    engine = AsyncEngine.from_config(EngineConfig(model=str(smollm2_path), kv_memory=48 << 20))
+    with LiveServer(engine, ServerConfig(port=0, served_model_name="smollm2")) as server:  # type: ignore[arg-type]
+        yield server
+
+
+@pytest.fixture
+async def client(live: LiveServer) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=120) as made:
+        yield made
+
+
+async def test_a_chat_is_sensible(client: openai.AsyncOpenAI) -> None:
+    ask = [{"role": "user", "content": "Explain in one sentence what a computer does."}]
+    answer = await client.chat.completions.create(model="smollm2", messages=ask, temperature=0)  # type: ignore[arg-type]
+    assert "device" in (answer.choices[0].message.content or "")
+    assert answer.choices[0].finish_reason == "stop"
+
+
+async def stream(client: openai.AsyncOpenAI, ask: dict[str, Any]) -> tuple[str, list[float], str | None]:
+    """Text, log-probabilities and finish reason of a streamed completion."""
+    text, logprobs, reason = "", [], None
+    async for chunk in await client.completions.create(model="smollm2", stream=True, **ask):
+        for choice in chunk.choices:
+            text += choice.text
+            reason = choice.finish_reason or reason
+            if choice.logprobs:
+                logprobs += [value for value in choice.logprobs.token_logprobs or [] if value is not None]
+    return text, logprobs, reason
+
+
+async def test_32_streaming_clients_get_what_each_gets_alone(live: LiveServer, client: openai.AsyncOpenAI) -> None:
+    rng = random.Random(4)
+    asks = [
+        {
+            "prompt": [rng.randrange(3, 49000) for _ in range(rng.randrange(1, 100))],
+            "max_tokens": rng.randrange(4, 40),
+            "temperature": rng.choice([0.0, 0.8]),
+            "seed": index,
+            "logprobs": 1,
+        }
+        for index in range(CLIENTS)
+    ]
+    together = await asyncio.gather(*(stream(client, ask) for ask in asks))
+    stats = live.engine.stats()  # type: ignore[attr-defined]
+    assert stats.preemptions > 0, "the memory was meant to be too small"
+    for ask, crowded in zip(asks, together, strict=True):
+        assert await stream(client, ask) == crowded
+
+
+async def test_clients_that_leave_harm_nobody_and_leave_nothing(live: LiveServer, client: openai.AsyncOpenAI) -> None:
+    ask = {"prompt": "The history of the sea is", "max_tokens": 60, "temperature": 0}
+    wanted = await stream(client, ask)
+
+    async def leave() -> None:
+        events = await client.completions.create(model="smollm2", prompt="x y z", max_tokens=500, stream=True)
+        await anext(aiter(events))
+        await events.response.aclose()
+
+    results = await asyncio.gather(stream(client, ask), *(leave() for _ in range(8)))
+    assert results[0] == wanted
+    async with httpx.AsyncClient() as plain:
+        for _ in range(100):
+            if (await plain.get(f"{live.url}/load")).json()["server_load"] == 0:
+                break
+            await asyncio.sleep(0.05)
+    stats = live.engine.stats()  # type: ignore[attr-defined]
+    assert (stats.requests, stats.kv_pages_used) == (0, 0)
