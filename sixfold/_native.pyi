@@ -76,9 +76,7 @@ def kernel_rms_norm(
 def kernel_gate(
     isa: str, activation: int, gate: NDArray[np.float32], up: NDArray[np.float32], y: NDArray[np.float32]
 ) -> None: ...
-def kernel_rope(
-    isa: str, x: NDArray[np.float32], cosine: NDArray[np.float32], sine: NDArray[np.float32]
-) -> None: ...
+def kernel_rope(isa: str, x: NDArray[np.float32], cosine: NDArray[np.float32], sine: NDArray[np.float32]) -> None: ...
 def kernel_attention(
     isa: str,
     q: NDArray[np.float32],

@@ -132,7 +132,7 @@ class RemoteBackend:
         import httpx
 
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        base = url.rstrip("/").removesuffix("/v1") if "://" in url else f"http://{url.rstrip('/')}"
+        base = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
         try:
             self._client = httpx.Client(
                 base_url=base, headers=headers, transport=transport, timeout=httpx.Timeout(10, read=None)

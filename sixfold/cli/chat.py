@@ -95,6 +95,8 @@ class Chat:
             except (EOFError, Leave):
                 break
             except SixfoldError as error:
+                if not self._interactive:  # a script should notice
+                    raise
                 report(error)
             except KeyboardInterrupt:
                 if not self._interactive:
@@ -117,9 +119,7 @@ class Chat:
         except SixfoldError as error:
             self._end_line(answer)
             self._keep(answer)
-            if isinstance(error, ContextLengthError):
-                self._refuse_too_long(error)
-            raise
+            raise _too_long(error) if isinstance(error, ContextLengthError) else error from None
         self._end_line(answer)
         self._keep(answer)
         self._show_end(answer, stopped)
@@ -182,12 +182,14 @@ class Chat:
         ]
         return " | ".join(part for part in parts if part)
 
-    def _refuse_too_long(self, error: ContextLengthError) -> None:
-        raise ContextLengthError(
-            "The conversation no longer fits, and nothing of it was dropped",
-            cause=error.message,
-            remedy="/undo takes back turns, /clear begins anew, --max-model-len sets the context",
-        ) from None
+
+def _too_long(error: ContextLengthError) -> ContextLengthError:
+    """The engine's numbers with the advice that helps in a chat."""
+    return ContextLengthError(
+        "The conversation no longer fits, and nothing of it was dropped",
+        cause=f"{error.what}: {error.cause}" if error.cause else error.what,
+        remedy="/undo takes back turns, /clear begins anew, --max-model-len sets the context",
+    )
 
 
 @contextlib.contextmanager

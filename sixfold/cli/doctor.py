@@ -134,6 +134,11 @@ def _print(found: dict[str, Any], measured: list[Bandwidth]) -> None:
             ("models are in", f"{store['home']} ({console.size(store['disk_free'])} free on disk)"),
         ],
     )  # fmt: skip
+    cache = (
+        f" A model not much larger than the cache ({console.size(cpu['l3_bytes'])}) may pass it."
+        if cpu["l3_bytes"]
+        else ""
+    )
     console.table(
         "What fits",
         ("model", "weights", f"KV, {CONTEXT} tokens", "fits", "tokens/s, upper bound"),
@@ -143,5 +148,5 @@ def _print(found: dict[str, Any], measured: list[Bandwidth]) -> None:
             for one in found["models"]
         ],
         note="The upper bound is the measured bandwidth divided by the bytes of weights read for one token of one "
-        "sequence.\nReal speed is below it; several sequences at a time share each read and get more together.",
+        f"sequence. Real speed is below it; several sequences at a time share each read and get more together.{cache}",
     )  # fmt: skip

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sixfold.engine.memory import free_memory
+from sixfold.runtime import isa
 from sixfold.runtime.native import usable_cores
 
 # Flags of /proc/cpuinfo by the names people know; Arm calls them Features.
@@ -55,7 +56,7 @@ def processor() -> Processor:
         cores=usable_cores(),
         cores_total=os.cpu_count() or 1,
         features=tuple(name for flag, name in FEATURES.items() if flag in flags),
-        kernels=_kernels(),
+        kernels=isa.chosen(),
         l3_bytes=_l3(),
     )
 
@@ -123,20 +124,6 @@ def _together(tasks: list[Callable[[], object]]) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-
-
-def _kernels() -> str:
-    """What an executor with isa=auto would say, found by asking for each kernel set."""
-    from sixfold import _native
-
-    one = np.ones(8, np.float32)
-    for isa in ("avx2",):
-        try:
-            _native.kernel_rms_norm(isa, one, one, 0.0, np.empty(8, np.float32))
-        except ValueError:
-            continue
-        return isa
-    return "scalar"
 
 
 def _l3() -> int | None:

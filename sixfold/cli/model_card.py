@@ -93,7 +93,7 @@ def card_of(found: ResolvedModel, model: ModelFile, network: Network) -> ModelCa
             for name in ("layers", "hidden", "intermediate", "query_heads", "kv_heads", "head_size", "vocabulary")
         },
         context=hyper.context,
-        rope_bases=_rope_bases(network),
+        rope_bases=_rope_bases(model, network),
         rope_scaling=_rope_scaling(model),
         windows=_windows(network),
         vocabulary=_text(model.metadata.get("tokenizer.ggml.model")) or "tokenizer.json",
@@ -140,11 +140,18 @@ def _windows(network: Network) -> dict[int, int]:
     return counts
 
 
-def _rope_bases(network: Network) -> tuple[float, ...]:
-    """Frequency i of a table of n is base ** (-i / n) before scaling, so neighbours at its fast end give the base."""
-    return tuple(
-        float((table[0] / table[1]) ** len(table)) if len(table) > 1 else 0.0 for table in network.hyper.rope
-    )  # fmt: skip
+def _rope_bases(model: ModelFile, network: Network) -> tuple[float, ...]:
+    """What the file says, or, for an architecture with a table of its own, what its two fastest frequencies say."""
+    tables = [table.astype(float) for table in network.hyper.rope if len(table) > 1]
+    settings = model.metadata.get("rope_parameters") or {}
+    said = (
+        model.metadata.get(f"{model.architecture}.rope.freq_base")
+        or model.metadata.get("rope_theta")
+        or (isinstance(settings, dict) and settings.get("rope_theta"))
+    )
+    if said and len(tables) == 1:
+        return (float(said),)
+    return tuple(float(f"{(table[0] / table[1]) ** len(table):.5g}") for table in tables)  # as exact as float32 allows
 
 
 def _rope_scaling(model: ModelFile) -> str | None:

@@ -59,7 +59,7 @@ def _print_card(card: ModelCard, batch: int, tokens: int) -> None:
                              f"intermediate {sizes['intermediate']}"),
             ("attention", f"{sizes['query_heads']} query heads, {sizes['kv_heads']} KV heads of {sizes['head_size']}; "
                           f"{_windows(card)}"),
-            ("rope", ", ".join(f"base {base:.6g}" for base in card.rope_bases)
+            ("rope", ", ".join(f"base {base:.0f}" for base in card.rope_bases)
                      + (f"; scaling {card.rope_scaling}" if card.rope_scaling else "")),
             ("parameters", console.quantity(card.parameters)),
             ("context", f"{card.context} tokens"),
@@ -94,46 +94,47 @@ def _windows(card: ModelCard) -> str:
 def _print_plan(plan: Plan) -> None:
     typer.echo(f"Passes: {', '.join(plan.meta['passes'])}\n")
     for heading, operators in grouped(plan.operators):
-        console.table(heading, ("operator", "tensors", "formats", "writes"), [_row(op) for op in operators])
+        console.table(heading, ("operator", "tensors", "formats", "writes"), [_row(alike) for alike in operators])
 
 
-def _row(operator: Operator) -> tuple[str, str, str, str]:
-    tensors = operator["tensors"]
-    names = " ".join(name.split(".", 2)[-1].removesuffix(".weight") for name in tensors)
+def _row(alike: Sequence[Operator]) -> tuple[str, str, str, str]:
+    """One operator in every layer of a group, with all the formats that its tensors have there."""
+    operator = alike[0]
+    names = " ".join(_part(name) for name in operator["tensors"])
+    formats = dict.fromkeys(format for one in alike for format in one["tensors"].values())
     window = f" window {operator['window']}" if operator.get("window") else ""
-    return operator["op"] + window, names, ", ".join(dict.fromkeys(tensors.values())), " ".join(operator["emit"])
+    return operator["op"] + window, names, ", ".join(formats), " ".join(operator["emit"])
 
 
-def grouped(operators: Sequence[Operator]) -> Iterator[tuple[str, list[Operator]]]:
+def _part(name: str) -> str:
+    """``blk.3.attn_q.weight`` -> ``attn_q``"""
+    return (name.split(".", 2)[2] if name.startswith("blk.") else name).removesuffix(".weight")
+
+
+def grouped(operators: Sequence[Operator]) -> Iterator[tuple[str, list[list[Operator]]]]:
     """The operators by layer, layers that are built alike under one heading: "Layers 0-29, each"."""
     begin = [i for i, op in enumerate(operators) if op["op"] == "qkv_rope_kv"]
     ends = [*begin[1:], next((i for i, op in enumerate(operators) if op["section"] == "head"), len(operators))]
     if not begin:
-        yield "Operators", list(operators)
+        yield "Operators", [[op] for op in operators]
         return
     # the norm before a layer's first projection belongs to it when it stands alone
     first = begin[0] - (operators[begin[0] - 1]["op"] == "norm")
     shift = begin[0] - first
     layers = [list(operators[a - shift : b - (shift if b in begin else 0)]) for a, b in zip(begin, ends, strict=True)]
-    yield "Before the layers", list(operators[:first])
-    runs: list[tuple[list[int], list[Operator]]] = []
+    yield "Before the layers", [[op] for op in operators[:first]]
+    groups: dict[str, list[int]] = {}
     for index, layer in enumerate(layers):
-        same = next((run for run in runs if _shape(run[1]) == _shape(layer)), None)
-        if same is None:
-            runs.append(([index], layer))
-        else:
-            same[0].append(index)
-    for indices, layer in runs:
-        yield f"Layers {_ranges(indices)}, each" if len(indices) > 1 else f"Layer {indices[0]}", layer
-    yield "On the wanted rows only", list(operators[ends[-1] :])
+        groups.setdefault(_shape(layer), []).append(index)
+    for indices in groups.values():
+        alike = [list(column) for column in zip(*(layers[i] for i in indices), strict=True)]
+        yield f"Layers {_ranges(indices)}, each" if len(indices) > 1 else f"Layer {indices[0]}", alike
+    yield "On the wanted rows only", [[op] for op in operators[ends[-1] :]]
 
 
-def _shape(layer: Sequence[Operator]) -> list[Any]:
-    """What two layers have in common when they are built alike."""
-    return [
-        (op["op"], op.get("window"), op["emit"], [(n.split(".", 2)[-1], f) for n, f in op["tensors"].items()])
-        for op in layer
-    ]
+def _shape(layer: Sequence[Operator]) -> str:
+    """Equal for two layers that are built alike, whatever formats their tensors have."""
+    return repr([(op["op"], op.get("window"), op["emit"], [_part(name) for name in op["tensors"]]) for op in layer])
 
 
 def _ranges(indices: Sequence[int]) -> str:

@@ -1,0 +1,84 @@
+"""The served model as a process, and what is printed for whoever started it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from sixfold.cli.serve import curl
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server and everything it printed up to its last line."""
+    command = [sys.executable, "-m", "sixfold", "serve", *arguments, "--port", "0", "--kv-memory", "4M"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            printed = ""
+            while "Ctrl-C" not in printed and (line := process.stdout.readline()):
+                printed += line
+            yield process, printed
+        finally:
+            process.kill()
+
+
+def pasted(printed: str) -> tuple[str, dict[str, str], bytes]:
+    """URL, headers and body of the printed curl, as a shell would read it."""
+    command = printed[printed.index("curl -N") :].partition("\n\n")[0].replace("\\\n", " ")
+    words = shlex.split(command)
+    headers = [words[i + 1] for i, word in enumerate(words) if word == "-H"]
+    return words[2], dict(h.split(": ", 1) for h in headers), words[words.index("-d") + 1].encode()
+
+
+def test_the_printed_curl_streams_and_ctrl_c_ends_it(chat_model: str) -> None:
+    with serving(chat_model, "--served-model-name", "tiny") as (process, printed):
+        assert "tiny at http://127.0.0.1:" in printed and "256 tokens" in printed and "MiB KV" in printed
+        url, headers, body = pasted(printed)
+        response = httpx.post(url, headers=headers, content=body, timeout=20)
+        assert response.status_code == 200 and response.text.endswith("data: [DONE]\n\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+def test_a_base_model_gets_a_completions_curl_and_a_key_is_not_printed(base_model: str) -> None:
+    with serving(base_model, "--api-key", "secret-key") as (_, printed):
+        assert "secret-key" not in printed and "with the API key only" in printed
+        url, headers, body = pasted(printed.replace("$SIXFOLD_API_KEY", "secret-key"))
+        assert url.endswith("/v1/completions") and "prompt" in json.loads(body)
+        assert httpx.post(url, headers=headers, content=body, timeout=20).status_code == 200
+        assert httpx.post(url, content=body).status_code == 401
+
+
+def test_a_taken_port_is_said_at_once(sixfold) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = sixfold("serve", "no-such-model", "--port", taken.getsockname()[1])
+    assert done.exit_code == 1 and "--port" in done.stderr and "no-such-model" not in done.stderr
+
+
+def test_no_pull_needs_a_model_that_is_here(sixfold) -> None:
+    done = sixfold("serve", "smollm2", "--port", 0, "--no-pull")
+    assert done.exit_code == 1 and "sixfold pull smollm2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code"),
+    [("--port", "70000", 1), ("--isa", "mmx", 1), ("--log-level", "loud", 2), ("--drain-seconds", "-1", 1)],
+)
+def test_mistakes(sixfold, option: str, value: str, code: int) -> None:
+    done = sixfold("serve", "no-such-model", option, value)
+    assert done.exit_code == code and "no-such-model" not in done.stderr
+
+
+def test_a_name_with_quotes_survives_the_shell() -> None:
+    command = curl("http://h", "it's", chat=True, key=True).replace("\\\n", " ")
+    assert json.loads(shlex.split(command)[-1])["model"] == "it's"
