@@ -8,17 +8,22 @@ The file is TOML: ``./sixfold.toml``, or ``$SIXFOLD_HOME/config.toml`` when the 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sixfold.errors import ConfigError
 
 T = TypeVar("T")
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+# Settings in bytes, by their ending in either spelling: they may be written 512M.
+_SIZES = ("kv_memory", "KV_MEMORY", "_bytes", "_BYTES")
 
 
 def home() -> Path:
@@ -142,6 +147,14 @@ def _file_table(table: str) -> dict[str, Any]:
     return {}
 
 
+def byte_count(text: str | int) -> int:
+    """``512M``, ``1.5G``, ``2GiB`` or plain bytes; the units are powers of 1024. Raises ValueError."""
+    match = _SIZE.fullmatch(str(text).strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write 512M, 1.5G or a number of bytes")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+
+
 def _coerce(annotation: Any, value: Any, where: str) -> Any:
     wanted = annotation
     if isinstance(annotation, types.UnionType):
@@ -149,16 +162,12 @@ def _coerce(annotation: Any, value: Any, where: str) -> Any:
     try:
         if wanted is bool and isinstance(value, str):
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
-        if wanted in (int, float) and (isinstance(value, str) or type(value) in (int, float)):
-            return wanted(value)
-        if isinstance(value, wanted):
+        if wanted is int and isinstance(value, str):
+            return byte_count(value) if where.endswith(_SIZES) else int(value)
+        if wanted is float and (isinstance(value, str) or type(value) in (int, float)):
+            return float(value)
+        if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
             return value
     except (KeyError, ValueError):
         pass
     raise ConfigError(f"{where}={value!r} is not of type {wanted.__name__}", remedy="Correct the value")
-
-
-def describe(config: EngineConfig | ServerConfig) -> dict[str, Any]:
-    """The settings as plain values, secrets masked."""
-    return {f.name: "***" if f.name == "api_key" and config.api_key else getattr(config, f.name)  # type: ignore[union-attr]
-            for f in fields(config)}  # fmt: skip

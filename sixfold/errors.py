@@ -22,8 +22,8 @@ class SixfoldError(Exception):
 
     @property
     def message(self) -> str:
-        parts = [self.what, self.cause, self.remedy]
-        return ". ".join(part.rstrip(".") for part in parts if part) + "."
+        happened = f"{self.what}: {self.cause}" if self.cause else self.what
+        return ". ".join(part.rstrip(".") for part in (happened, self.remedy) if part) + "."
 
 
 class ConfigError(SixfoldError):

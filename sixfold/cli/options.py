@@ -5,20 +5,19 @@ Owns: names, help texts and parsers. Must not know: the commands.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+from sixfold import config
 
 
 def byte_count(text: str | int) -> int:
-    """``512M``, ``1.5G``, ``2GiB`` or plain bytes; the units are powers of 1024."""
-    match = _SIZE.fullmatch(str(text).strip())
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is no size; write 512M, 1.5G or a number of bytes")
-    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+    """A size as :func:`sixfold.config.byte_count` reads it."""
+    try:
+        return config.byte_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def numbers(text: str) -> list[int]:

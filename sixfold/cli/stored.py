@@ -5,6 +5,7 @@ Owns: their options and output. Must not know: where models lie.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated
 
@@ -57,12 +58,20 @@ def rm(
     model: Model,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a pulled model from this machine."""
-    from sixfold import store
+    """Delete a pulled model, and the plan compiled from it, from this machine."""
+    from sixfold import compile, store
+    from sixfold.errors import SixfoldError
+    from sixfold.weights.model_file import open_model
 
     if not yes:
         if not sys.stdin.isatty():
             raise typer.BadParameter("nobody can be asked here; add --yes", param_hint="--yes")
         typer.confirm(f"Delete {model}?", abort=True)
+    digest = None
+    # absent or damaged: what there is of it is removed all the same
+    with contextlib.suppress(SixfoldError), open_model(store.resolve(model).path) as found:
+        digest = found.digest
     freed = store.remove(model)
+    if digest is not None:
+        compile.forget(digest)
     typer.echo(f"Removed {model}; {console.size(freed)} are free again.")

@@ -1,5 +1,5 @@
 """The compiler: a network's graph becomes a plan, a flat list of fused operators over packed weights."""
 
-from sixfold.compile.plan import Plan, build
+from sixfold.compile.plan import Plan, build, forget
 
-__all__ = ["Plan", "build"]
+__all__ = ["Plan", "build", "forget"]

@@ -75,8 +75,8 @@ def build(model: ModelFile, *, cache: bool = True) -> Plan:
 
     Raises UnsupportedModelError or ModelFileError for a model that can not be compiled.
     """
-    key = _key(model)
-    path = config.home() / "plans" / f"{key}.plan"
+    key = _key(model.digest)
+    path = _path(key)
     if cache:
         try:
             return _open(path, key)
@@ -101,8 +101,17 @@ def build(model: ModelFile, *, cache: bool = True) -> Plan:
             temporary.unlink(missing_ok=True)  # the mapping keeps an uncached plan alive
 
 
-def _key(model: ModelFile) -> str:
-    text = f"{model.digest} plan {FORMAT_VERSION} compiler {COMPILER_VERSION}"
+def forget(digest: str) -> None:
+    """Deletes the cached plan of a model with this digest, if there is one."""
+    _path(_key(digest)).unlink(missing_ok=True)
+
+
+def _path(key: str) -> Path:
+    return config.home() / "plans" / f"{key}.plan"
+
+
+def _key(digest: str) -> str:
+    text = f"{digest} plan {FORMAT_VERSION} compiler {COMPILER_VERSION}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

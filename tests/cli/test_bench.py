@@ -8,7 +8,7 @@ def test_latency(sixfold_json, chat_model: str) -> None:
     found = sixfold_json("bench", "latency", chat_model, *shape)
     assert [(r["prompt_tokens"], r["batch"]) for r in found["results"]] == [(8, 1), (8, 3), (20, 1), (20, 3)]
     assert all(value > 0 for result in found["results"] for value in result.values())
-    assert found["machine"]["cores"] >= 1 and found["date"] and found["command"].startswith("sixfold ")
+    assert found["machine"]["cores"] >= 1 and found["date"] and found["command"].startswith("sixfold")
 
 
 def test_throughput_is_of_the_load_that_was_asked_for(sixfold_json, chat_model: str) -> None:
