@@ -22,6 +22,7 @@ bool inside(std::uint64_t offset, std::uint64_t bytes, std::uint64_t size) {
 void check_dimensions(const Header& h) {
   for (std::uint32_t value : {h.hidden, h.layers, h.query_heads, h.kv_heads, h.head_size, h.intermediate, h.vocabulary})
     require(value > 0 && value < kMaxDimension, "a dimension is zero or absurd");
+  require(h.layers <= 4096 && std::uint64_t{h.query_heads} * h.head_size < kMaxDimension, "a dimension is absurd");
   require(h.query_heads % h.kv_heads == 0, "query heads are not a multiple of KV heads");
   require(h.head_size % kTileColumns == 0 && h.head_size <= kMaxHeadSize,
           "head size must be a multiple of 16, at most 512");
@@ -60,6 +61,8 @@ class OpChecker {
   void check() const {
     require(op_.kind < OpKind::kCount, "an unknown operator");
     require(op_.section <= 1 && op_.emit <= 3 && op_.activation <= Activation::kGeluTanh, "a broken operator");
+    const bool head = op_.kind == OpKind::kGatherNorm || op_.kind == OpKind::kLogits;
+    require(head == (op_.section == 1), "an operator is in the wrong section");
     require(op_.layer >= 0 && op_.layer < static_cast<int>(h_.layers), "an operator's layer is out of range");
     require(op_.window >= 0, "a negative window");
     require(std::isfinite(op_.scale) && std::isfinite(op_.epsilon), "a scale is not finite");

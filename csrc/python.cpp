@@ -232,7 +232,8 @@ void bind_executor(nb::module_& module) {
           "__init__",
           [](Executor* self, Bytes plan, const std::string& isa, int threads, int max_tokens, int pages) {
             require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
-            require(max_tokens >= 1 && pages >= 1, "max_tokens and pages must be at least 1");
+            require(max_tokens >= 1 && max_tokens <= 1 << 17, "max_tokens must be 1 to 131072");
+            require(pages >= 1, "pages must be at least 1");
             new (self) Executor(span(plan), isa.c_str(), threads, max_tokens, pages);
           },
           nb::arg("plan"), nb::arg("isa"), nb::arg("threads"), nb::arg("max_tokens"), nb::arg("pages"),

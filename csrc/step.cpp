@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -79,6 +80,8 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
   for (int i = 0; i < threads; ++i) scratch.emplace_back(widest);
   for (const Matrix& matrix : plan.matrices)
     matmuls.push_back(matrix.record.vector ? nullptr : kernels.matmul(matrix.record));
+  require(page_stride < std::numeric_limits<std::size_t>::max() / sizeof(std::uint16_t) / (page_count + 1ull),
+          "the KV pool is larger than memory can be");
   // calloc: the system hands out zeroed pages as they are touched, so an unused pool costs nothing.
   pool_memory_.reset(std::calloc(page_stride * static_cast<std::size_t>(pages) + 32, sizeof(std::uint16_t)));
   if (!pool_memory_) throw std::bad_alloc();

@@ -59,7 +59,8 @@ void Team::open(int op) {
     work_.store(nullptr, std::memory_order_relaxed);
     chunks = 0;
   }
-  ticket_.store(pack(sequence, chunks, 0), std::memory_order_release);
+  // Sequentially consistent, as the sleepers' count is: either run() sees a sleeper or the sleeper sees this ticket.
+  ticket_.store(pack(sequence, chunks, 0), std::memory_order_seq_cst);
 }
 
 void Team::help(int worker) {
@@ -106,7 +107,6 @@ void Team::loop(int worker) {
 void Team::run(Work& work) {
   work_.store(&work, std::memory_order_relaxed);
   open(0);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     {
       std::lock_guard lock(mutex_);
