@@ -74,11 +74,13 @@ def _run(command: list[str], work: Path, pinned: Pinned, reached: Reached) -> in
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=environment
         ) as process,
     ):
+        arrived = 0  # never falls: while pip moves the file, neither name may be there
         try:
             while process.returncode is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL)
-                reached(min(_largest(work), pinned.size))
+                arrived = max(arrived, min(_largest(work), pinned.size))
+                reached(arrived)
         except BaseException:
             process.kill()
             raise
