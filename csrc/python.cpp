@@ -257,6 +257,16 @@ void bind_executor(nb::module_& module) {
       .def(
           "copy_pages", [](Executor& self, Ints from, Ints to) { self.copy_pages(span(from), span(to)); },
           nb::arg("sources"), nb::arg("targets"))
+      .def("profile", &Executor::profile, nb::arg("on"), "Times every operator from now on, or no longer.")
+      .def(
+          "profiled",
+          [](Executor& self) {
+            nb::list times;
+            for (const sixfold::OpTime& time : self.profiled())
+              times.append(nb::make_tuple(time.section, time.op, time.calls, time.seconds));
+            return times;
+          },
+          "(section, operator, calls, seconds) since the last call; section 0 is the body, 1 the head.")
       .def_prop_ro("logits_width", &Executor::logits_width)
       .def_prop_ro("num_pages", &Executor::pages)
       .def_prop_ro("page_bytes", &Executor::page_bytes)
