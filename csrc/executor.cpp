@@ -15,19 +15,18 @@ class Section final : public Work {
   Section(Step& step, const std::vector<OpRecord>& ops, int threads, Stopwatch& watch, int index)
       : step_(step), ops_(ops), threads_(threads), watch_(watch), index_(index) {}
   int operations() const override { return static_cast<int>(ops_.size()); }
-  int chunks(int op) override {
-    watch_.open(index_, op);
-    return current_chunks_ = chunk_count(step_, ops_[op], threads_);
+  int chunks(int op) override { return chunk_count(step_, ops_[op], threads_); }
+  void run(int op, int chunk, int worker) override {
+    run_chunk(step_, ops_[op], chunk, chunk_count(step_, ops_[op], threads_), worker);
   }
-  void run(int op, int chunk, int worker) override { run_chunk(step_, ops_[op], chunk, current_chunks_, worker); }
+  void reached(int op) override { watch_.open(index_, op); }
 
  private:
   Step& step_;
   const std::vector<OpRecord>& ops_;
   int threads_;
   Stopwatch& watch_;
-  int index_;               // 0 body, 1 head
-  int current_chunks_ = 0;  // written before the operation is published, constant while it runs
+  int index_;  // 0 body, 1 head
 };
 
 }  // namespace
@@ -35,7 +34,7 @@ class Section final : public Work {
 Executor::Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages)
     : step_(read_plan(bytes), choose_kernels(isa), threads, max_tokens, pages),
       watch_(step_.plan.body.size(), step_.plan.head.size()),
-      team_(threads) {}
+      team_(threads, static_cast<int>(std::max(step_.plan.body.size(), step_.plan.head.size()))) {}
 
 void Executor::forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
                        std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,

@@ -10,32 +10,39 @@
 
 namespace sixfold {
 
-// Activations of a step, row-major, `width` (a multiple of kBlock) per row, padding zero.
-// int8 form: x ~= scale[block] * q, |q| <= 127. Minimums need the sums of q times the scale, zero points -8 times the
-// sums of q (times 1, 2, 4 or 16), both for blocks of 32 and of 16 columns.
+constexpr int kGroupRows = 8;  // rows whose int8 activations lie together, so that a kernel reads them by one address
+
+// Activations of a step, `width` (a multiple of kBlock) per row, padding zero; f32 is row-major.
+// int8 form: x ~= scale[block] * q, |q| <= 127, as [rows / 8][width / 32][8 rows][32]. Minimums need the sums of q times
+// the scale, zero points -8 times the sums of q (times 1, 2, 4 or 16), both for blocks of 32 and of 16 columns.
 struct Activations {
   int width = 0;
-  std::int8_t* q = nullptr;           // [rows, width]
-  float* scale = nullptr;             // [rows, width / 32]
-  float* sum = nullptr;               // [rows, width / 32]
-  float* half_sum = nullptr;          // [rows, width / 16]
-  std::int32_t* start = nullptr;      // [rows, width / 32]
-  std::int32_t* half_start = nullptr; // [rows, width / 16]
-  float* f32 = nullptr;               // [rows, width]
+  std::int8_t* q = nullptr;            // [groups][blocks][8][32]
+  float* scale = nullptr;              // [groups][blocks][8]
+  float* sum = nullptr;                // [groups][blocks][8]
+  float* half_sum = nullptr;           // [groups][blocks][8][2]
+  std::int32_t* start = nullptr;       // [groups][blocks][8]
+  std::int32_t* half_start = nullptr;  // [groups][blocks][8][2]
+  float* f32 = nullptr;                // [rows, width]
 
-  // What goes with the q of block `at` (counted from row 0 on), given the integer sums of its halves.
-  void describe_block(std::size_t at, float block_scale, const int* sums) const {
-    scale[at] = block_scale;
-    sum[at] = block_scale * static_cast<float>(sums[0] + sums[1]);
-    start[at] = -8 * (sums[0] + sums[1]);
+  // Index of a row's block among all blocks.
+  std::size_t at(int row, int block) const {
+    return (static_cast<std::size_t>(row / kGroupRows) * (width / kBlock) + block) * kGroupRows + row % kGroupRows;
+  }
+  // What goes with the q of a block, given the integer sums of its halves.
+  void describe_block(std::size_t index, float block_scale, const int* sums) const {
+    scale[index] = block_scale;
+    sum[index] = block_scale * static_cast<float>(sums[0] + sums[1]);
+    start[index] = -8 * (sums[0] + sums[1]);
     for (int i = 0; i < 2; ++i) {
-      half_sum[2 * at + i] = block_scale * static_cast<float>(sums[i]);
-      half_start[2 * at + i] = -8 * sums[i];
+      half_sum[2 * index + i] = block_scale * static_cast<float>(sums[i]);
+      half_start[2 * index + i] = -8 * sums[i];
     }
   }
 };
 
-// y[r * ldy + c] = sum_k w[c, k] * x[row + r, k] for the 16 outputs c of one tile and `rows` rows.
+// y[r * ldy + c] = sum_k w[c, k] * x[row + r, k] for the 16 outputs c of one tile and `rows` rows; `row` is a multiple
+// of kGroupRows.
 using MatmulTile = void (*)(const std::uint8_t* tile, int padded_columns, const Activations& x, int row, int rows,
                             float* y, int ldy);
 

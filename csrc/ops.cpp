@@ -26,7 +26,7 @@ int blocks_of(int rows, int size) { return (rows + size - 1) / size; }
 int row_chunks(int rows) { return std::min(blocks_of(rows, 4), 1024); }
 
 // Enough chunks for threads to even out, few enough that claiming costs nothing.
-int column_chunks(int units, int threads) { return std::min({units, threads * 16, Team::kMaxChunks}); }
+int column_chunks(int units, int threads) { return std::min({units, threads * 8, Team::kMaxChunks}); }
 
 class Runner {
  public:

@@ -187,7 +187,7 @@ Plan read_plan(std::span<const std::uint8_t> bytes) {
   require(std::memcmp(h.magic, "SIXFPLAN", 8) == 0, "wrong magic");
   require(h.version == kPlanVersion && h.header_bytes == sizeof(Header), "written by another version");
   check_dimensions(h);
-  require(h.matrix_count < (1u << 20) && h.op_count < (1u << 20), "absurd counts");
+  require(h.matrix_count < (1u << 20) && h.op_count < (1u << 16), "absurd counts");
   require(inside(h.matrices_offset, h.matrix_count * sizeof(MatrixRecord), bytes.size()) &&
               inside(h.ops_offset, h.op_count * sizeof(OpRecord), bytes.size()) &&
               inside(h.data_offset, h.data_bytes, bytes.size()) && inside(h.meta_offset, h.meta_bytes, bytes.size()),

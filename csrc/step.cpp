@@ -27,7 +27,7 @@ int padded(std::uint32_t value) { return static_cast<int>(round_up(value, kBlock
 
 ActivationBuffer::ActivationBuffer(int rows, int columns) {
   view_.width = padded(static_cast<std::uint32_t>(columns));
-  const std::size_t values = static_cast<std::size_t>(rows) * view_.width;
+  const std::size_t values = round_up(static_cast<std::size_t>(rows), kGroupRows) * view_.width;
   q_ = Buffer<std::int8_t>(values);
   f32_ = Buffer<float>(values);
   scale_ = Buffer<float>(values / kBlock);

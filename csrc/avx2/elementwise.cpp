@@ -42,7 +42,6 @@ void rms_norm(const float* x, const float* w, float epsilon, int n, float* y) {
 }
 
 void quantize(const float* x, int count, const Activations& out, int row, int block) {
-  const std::size_t blocks = static_cast<std::size_t>(out.width) / kBlock;
   const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   for (int b = block; b < block + count; ++b, x += kBlock) {
     __m256 v[4], largest = _mm256_setzero_ps();
@@ -60,10 +59,10 @@ void quantize(const float* x, int count, const Activations& out, int row, int bl
     // packs work within 128-bit halves; the permutation puts the dwords back in order
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + static_cast<std::size_t>(row) * out.width + b * kBlock),
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + out.at(row, b) * kBlock),
                         ordered);
     const int sums[2] = {first, second};
-    out.describe_block(row * blocks + b, scale, sums);
+    out.describe_block(out.at(row, b), scale, sums);
   }
 }
 

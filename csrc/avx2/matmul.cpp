@@ -64,12 +64,12 @@ inline void add_products(__m256i& sum, __m256i w, __m256i a) {
 
 // Adds column groups [G, kEnd) to the 16-bit sums of R rows and 16 outputs.
 template <int R, int G, int kEnd, int kBits>
-inline void add_groups(const std::uint8_t* data, const std::int8_t* const* a, __m256i sum[R][2]) {
+inline void add_groups(const std::uint8_t* data, const std::int8_t* a, __m256i sum[R][2]) {
   if constexpr (G < kEnd) {
     const __m256i w[2] = {weights<kBits, G>(data, 0), weights<kBits, G>(data, 1)};
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const __m256i four = broadcast4(a[r] + 4 * G);
+      const __m256i four = broadcast4(a + r * kBlock + 4 * G);
       add_products(sum[r][0], w[0], four);
       add_products(sum[r][1], w[1], four);
     }
@@ -80,7 +80,7 @@ inline void add_groups(const std::uint8_t* data, const std::int8_t* const* a, __
 // int32 dot products of column groups [G, kEnd) of weights below 64. Sums of 16 bits hold eight products of 15 * 127 * 2,
 // four of 31 * 127 * 2 or two of 63 * 127 * 2; then they are widened.
 template <int R, int G, int kEnd, int kBits>
-inline void small_dots(const std::uint8_t* data, const std::int8_t* const* a, __m256i dot[R][2]) {
+inline void small_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
   constexpr int kStep = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
   constexpr int kStop = G + kStep < kEnd ? G + kStep : kEnd;
   const __m256i ones = _mm256_set1_epi16(1);
@@ -98,7 +98,7 @@ inline void small_dots(const std::uint8_t* data, const std::int8_t* const* a, __
 // int32 dot products of signed weights. |w| is unsigned, its sign moves to the activation; 128 * 127 * 2 fits 16 bits
 // but two of them do not, so every group is widened at once.
 template <int R, int G, int kEnd>
-inline void signed_dots(const std::uint8_t* data, const std::int8_t* const* a, __m256i dot[R][2]) {
+inline void signed_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
   if constexpr (G < kEnd) {
     const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 2
@@ -107,7 +107,7 @@ inline void signed_dots(const std::uint8_t* data, const std::int8_t* const* a, _
       const __m256i magnitude = _mm256_abs_epi8(w);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const __m256i signed_a = _mm256_sign_epi8(broadcast4(a[r] + 4 * G), w);
+        const __m256i signed_a = _mm256_sign_epi8(broadcast4(a + r * kBlock + 4 * G), w);
         dot[r][h] = _mm256_add_epi32(dot[r][h], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, signed_a), ones));
       }
     }
@@ -115,34 +115,32 @@ inline void signed_dots(const std::uint8_t* data, const std::int8_t* const* a, _
   }
 }
 
+// R rows of one group, as far as the blocks before have brought them.
 template <int R, typename L>
 struct Rows {
-  const std::int8_t* a[R];
-  const float* scale[R];
-  const float* sum[R];           // scaled sums of the parts
-  const std::int32_t* start[R];  // -8 times the sums of the parts
+  const std::int8_t* a;
+  const float* scale;
+  const float* sum;           // scaled sums of the parts
+  const std::int32_t* start;  // -8 times the sums of the parts
   __m256 acc[R][2];
 
-  Rows(const Activations& x, int row) {
+  Rows(const Activations& x, int row)
+      : a(x.q + x.at(row, 0) * kBlock),
+        scale(x.scale + x.at(row, 0)),
+        sum(L::kParts == 2 ? x.half_sum + 2 * x.at(row, 0) : x.sum + x.at(row, 0)),
+        start(L::kParts == 2 ? x.half_start + 2 * x.at(row, 0) : x.start + x.at(row, 0)) {
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const std::size_t at = static_cast<std::size_t>(row + r) * x.width;
-      a[r] = x.q + at;
-      scale[r] = x.scale + at / kBlock;
-      sum[r] = L::kParts == 2 ? x.half_sum + at / 16 : x.sum + at / kBlock;
-      start[r] = L::kParts == 2 ? x.half_start + at / 16 : x.start + at / kBlock;
-      acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-    }
+    for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
   }
 
   template <int kPart>
-  void part(const std::uint8_t* block, int b, const __m256* super) {
+  void part(const std::uint8_t* block, const __m256* super) {
     constexpr int kGroups = 8 / L::kParts, kFirst = kPart * kGroups;
     __m256i dot[R][2];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       constexpr bool kStarts = L::kZero != 0 && L::kBits != 8;  // int8 weights are taken signed here
-      dot[r][0] = kStarts ? _mm256_slli_epi32(_mm256_set1_epi32(start[r][b * L::kParts + kPart]), L::kZeroShift)
+      dot[r][0] = kStarts ? _mm256_slli_epi32(_mm256_set1_epi32(start[r * L::kParts + kPart]), L::kZeroShift)
                           : _mm256_setzero_si256();
       dot[r][1] = dot[r][0];
     }
@@ -156,22 +154,24 @@ struct Rows {
       const __m256 w = load_scales<L::kScaleBytes, L::kSignedScales>(block + at, super[h]);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
-        acc[r][h] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dot[r][h]), w), _mm256_set1_ps(scale[r][b]),
+        acc[r][h] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dot[r][h]), w), _mm256_set1_ps(scale[r]),
                                     acc[r][h]);
       if constexpr (L::kMinimum) {
         const __m256 m = load_scales<L::kScaleBytes, false>(block + L::kScales + at, super[2 + h]);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
-          acc[r][h] = _mm256_fnmadd_ps(m, _mm256_set1_ps(sum[r][b * L::kParts + kPart]), acc[r][h]);
+          acc[r][h] = _mm256_fnmadd_ps(m, _mm256_set1_ps(sum[r * L::kParts + kPart]), acc[r][h]);
       }
     }
   }
 
-  void block(const std::uint8_t* at, int b, const __m256* super) {
-    part<0>(at, b, super);
-    if constexpr (L::kParts == 2) part<1>(at, b, super);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) a[r] += kBlock;
+  void block(const std::uint8_t* at, const __m256* super) {
+    part<0>(at, super);
+    if constexpr (L::kParts == 2) part<1>(at, super);
+    a += kGroupRows * kBlock;
+    scale += kGroupRows;
+    sum += kGroupRows * L::kParts;
+    start += kGroupRows * L::kParts;
   }
 };
 
@@ -188,7 +188,7 @@ void int_rows(const std::uint8_t* tile, int blocks, const Activations& x, int ro
         tile += L::kSuperHead;
       }
     }
-    rows.block(tile, b, super);
+    rows.block(tile, super);
     tile += L::kBytes;
   }
 #pragma GCC unroll 4

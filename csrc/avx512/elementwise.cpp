@@ -41,7 +41,6 @@ void rms_norm(const float* x, const float* w, float epsilon, int n, float* y) {
 }
 
 void quantize(const float* x, int count, const Activations& out, int row, int block) {
-  const std::size_t blocks = static_cast<std::size_t>(out.width) / kBlock;
   for (int b = block; b < block + count; ++b, x += kBlock) {
     const __m512 v0 = _mm512_loadu_ps(x), v1 = _mm512_loadu_ps(x + 16);
     const float peak = horizontal_max(_mm512_max_ps(_mm512_abs_ps(v0), _mm512_abs_ps(v1)));
@@ -50,10 +49,10 @@ void quantize(const float* x, int count, const Activations& out, int row, int bl
     const __m512i q0 = _mm512_cvtps_epi32(_mm512_mul_ps(v0, inverse));
     const __m512i q1 = _mm512_cvtps_epi32(_mm512_mul_ps(v1, inverse));
     const int sums[2] = {_mm512_reduce_add_epi32(q0), _mm512_reduce_add_epi32(q1)};  // integers: any order
-    std::int8_t* q = out.q + static_cast<std::size_t>(row) * out.width + b * kBlock;
+    std::int8_t* q = out.q + out.at(row, b) * kBlock;
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(q0));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtepi32_epi8(q1));
-    out.describe_block(row * blocks + b, scale, sums);
+    out.describe_block(out.at(row, b), scale, sums);
   }
 }
 

@@ -12,7 +12,7 @@
 namespace sixfold {
 namespace {
 
-constexpr int kRows = 8;
+constexpr int kRows = kGroupRows;
 constexpr int kAhead = 2048;  // bytes that weights are prefetched ahead
 
 inline __m512i broadcast4(const std::int8_t* a) {
@@ -49,62 +49,61 @@ inline __m512 load_scales(const std::uint8_t* p, __m512 super) {
 }
 
 template <int R, int G, int kEnd, int kBits>
-inline void accumulate(const std::uint8_t* data, const std::int8_t* const* a, __m512i* dot) {
+inline void accumulate(const std::uint8_t* data, const std::int8_t* a, __m512i* dot) {
   if constexpr (G < kEnd) {
     const __m512i w = weights<kBits, G>(data);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], w, broadcast4(a[r] + 4 * G));
+    for (int r = 0; r < R; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], w, broadcast4(a + r * kBlock + 4 * G));
     accumulate<R, G + 1, kEnd, kBits>(data, a, dot);
   }
 }
 
+// R rows of one group, as far as the blocks before have brought them.
 template <int R, typename L>
 struct Rows {
-  const std::int8_t* a[R];
-  const float* scale[R];
-  const float* sum[R];          // scaled sums of the parts
-  const std::int32_t* start[R];  // -8 times the sums of the parts
+  const std::int8_t* a;
+  const float* scale;
+  const float* sum;           // scaled sums of the parts
+  const std::int32_t* start;  // -8 times the sums of the parts
   __m512 acc[R];
 
-  Rows(const Activations& x, int row) {
+  Rows(const Activations& x, int row)
+      : a(x.q + x.at(row, 0) * kBlock),
+        scale(x.scale + x.at(row, 0)),
+        sum(L::kParts == 2 ? x.half_sum + 2 * x.at(row, 0) : x.sum + x.at(row, 0)),
+        start(L::kParts == 2 ? x.half_start + 2 * x.at(row, 0) : x.start + x.at(row, 0)) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const std::size_t at = static_cast<std::size_t>(row + r) * x.width;
-      a[r] = x.q + at;
-      scale[r] = x.scale + at / kBlock;
-      sum[r] = L::kParts == 2 ? x.half_sum + at / 16 : x.sum + at / kBlock;
-      start[r] = L::kParts == 2 ? x.half_start + at / 16 : x.start + at / kBlock;
-      acc[r] = _mm512_setzero_ps();
-    }
+    for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
   }
 
   template <int kPart>
-  void part(const std::uint8_t* block, int b, __m512 super, __m512 super_minimum) {
+  void part(const std::uint8_t* block, __m512 super, __m512 super_minimum) {
     __m512i dot[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
       dot[r] = L::kZero == 0 ? _mm512_setzero_si512()
-                             : _mm512_slli_epi32(_mm512_set1_epi32(start[r][b * L::kParts + kPart]), L::kZeroShift);
+                             : _mm512_slli_epi32(_mm512_set1_epi32(start[r * L::kParts + kPart]), L::kZeroShift);
     constexpr int kGroups = 8 / L::kParts;
     accumulate<R, kPart * kGroups, (kPart + 1) * kGroups, L::kBits>(block + L::kHead, a, dot);
     const __m512 w = load_scales<L::kScaleBytes, L::kSignedScales>(block + kPart * 16 * L::kScaleBytes, super);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
-      acc[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot[r]), w), _mm512_set1_ps(scale[r][b]), acc[r]);
+      acc[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot[r]), w), _mm512_set1_ps(scale[r]), acc[r]);
     if constexpr (L::kMinimum) {
-      const __m512 m = load_scales<L::kScaleBytes, false>(block + L::kScales + kPart * 16 * L::kScaleBytes,
-                                                          super_minimum);
+      const std::uint8_t* minimums = block + L::kScales + kPart * 16 * L::kScaleBytes;
+      const __m512 m = load_scales<L::kScaleBytes, false>(minimums, super_minimum);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-        acc[r] = _mm512_fnmadd_ps(m, _mm512_set1_ps(sum[r][b * L::kParts + kPart]), acc[r]);
+      for (int r = 0; r < R; ++r) acc[r] = _mm512_fnmadd_ps(m, _mm512_set1_ps(sum[r * L::kParts + kPart]), acc[r]);
     }
   }
 
-  void block(const std::uint8_t* at, int b, __m512 super, __m512 super_minimum) {
-    part<0>(at, b, super, super_minimum);
-    if constexpr (L::kParts == 2) part<1>(at, b, super, super_minimum);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) a[r] += kBlock;
+  void block(const std::uint8_t* at, __m512 super, __m512 super_minimum) {
+    part<0>(at, super, super_minimum);
+    if constexpr (L::kParts == 2) part<1>(at, super, super_minimum);
+    a += kGroupRows * kBlock;
+    scale += kGroupRows;
+    sum += kGroupRows * L::kParts;
+    start += kGroupRows * L::kParts;
   }
 };
 
@@ -123,7 +122,7 @@ void int_rows(const std::uint8_t* tile, int blocks, const Activations& x, int ro
         tile += L::kSuperHead;
       }
     }
-    rows.block(tile, b, super, super_minimum);
+    rows.block(tile, super, super_minimum);
     tile += L::kBytes;
   }
 #pragma GCC unroll 8

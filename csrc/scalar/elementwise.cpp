@@ -23,19 +23,18 @@ void rms_norm(const float* x, const float* w, float epsilon, int n, float* y) {
 }
 
 void quantize(const float* x, int count, const Activations& out, int row, int block) {
-  const std::size_t blocks = static_cast<std::size_t>(out.width) / kBlock;
   for (int b = block; b < block + count; ++b, x += kBlock) {
     float largest = 0;
     for (int i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
     const float scale = largest / 127.0f;
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    std::int8_t* q = out.q + static_cast<std::size_t>(row) * out.width + b * kBlock;
+    std::int8_t* q = out.q + out.at(row, b) * kBlock;
     int sums[2] = {};
     for (int i = 0; i < kBlock; ++i) {
       q[i] = static_cast<std::int8_t>(std::nearbyint(x[i] * inverse));
       sums[i / 16] += q[i];
     }
-    out.describe_block(row * blocks + b, scale, sums);
+    out.describe_block(out.at(row, b), scale, sums);
   }
 }
 

@@ -49,7 +49,7 @@ void int_rows(const std::uint8_t* tile, int blocks, const Activations& x, int ro
     unpack<L>(tile + L::kHead, w);
     tile += L::kBytes;
     for (int r = 0; r < rows; ++r) {
-      const std::size_t at = static_cast<std::size_t>(row + r) * (x.width / kBlock) + b;
+      const std::size_t at = x.at(row + r, b);
       const std::int8_t* a = x.q + at * kBlock;
       for (int part = 0; part < kParts; ++part) {
         const float sum = kParts == 2 ? x.half_sum[2 * at + part] : x.sum[at];
