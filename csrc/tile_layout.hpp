@@ -17,6 +17,13 @@
 
 #include "kernels.hpp"
 
+// The pieces of an inner loop: called out of line, they would pass their registers through memory.
+#ifdef __GNUC__
+#define SIXFOLD_INLINE [[gnu::always_inline]] inline
+#else
+#define SIXFOLD_INLINE inline
+#endif
+
 namespace sixfold {
 namespace {
 

@@ -14,14 +14,14 @@ namespace {
 constexpr int kRows = 4;
 constexpr int kAhead = 2048;  // bytes that weights are prefetched ahead
 
-inline __m256i broadcast4(const std::int8_t* a) {
+SIXFOLD_INLINE __m256i broadcast4(const std::int8_t* a) {
   std::int32_t four;
   std::memcpy(&four, a, 4);
   return _mm256_set1_epi32(four);
 }
 
 template <int kShift>
-inline __m256i shift_left(__m256i x) {
+SIXFOLD_INLINE __m256i shift_left(__m256i x) {
   if constexpr (kShift > 0) return _mm256_slli_epi16(x, kShift);
   if constexpr (kShift < 0) return _mm256_srli_epi16(x, -kShift);
   return x;
@@ -29,7 +29,7 @@ inline __m256i shift_left(__m256i x) {
 
 // Weights of column group G (columns 4 G .. 4 G + 3) and the outputs of half h: unsigned, int8 as they are.
 template <int kBits, int G>
-inline __m256i weights(const std::uint8_t* data, int h) {
+SIXFOLD_INLINE __m256i weights(const std::uint8_t* data, int h) {
   const auto load = [h](const std::uint8_t* at) {
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(at + 32 * h));
   };
@@ -44,7 +44,7 @@ inline __m256i weights(const std::uint8_t* data, int h) {
 
 // Scales or minimums of 8 outputs of a part: float16, or a byte times the superblock's float16.
 template <int kScaleBytes, bool kSigned>
-inline __m256 load_scales(const std::uint8_t* p, __m256 super) {
+SIXFOLD_INLINE __m256 load_scales(const std::uint8_t* p, __m256 super) {
   if constexpr (kScaleBytes == 2) return load_f16(p);
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   const __m256i wide = kSigned ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
@@ -53,7 +53,7 @@ inline __m256 load_scales(const std::uint8_t* p, __m256 super) {
 
 // sum += w * a in 16-bit lanes. In assembly, so that the order stays as it is: left to itself, GCC regroups the
 // additions and runs out of registers.
-inline void add_products(__m256i& sum, __m256i w, __m256i a) {
+SIXFOLD_INLINE void add_products(__m256i& sum, __m256i w, __m256i a) {
 #ifdef __GNUC__
   __m256i product;
   __asm__("vpmaddubsw %[a], %[w], %[p]\n\tvpaddw %[p], %[s], %[s]" : [s] "+x"(sum), [p] "=&x"(product) : [w] "x"(w), [a] "x"(a));
@@ -64,7 +64,7 @@ inline void add_products(__m256i& sum, __m256i w, __m256i a) {
 
 // Adds column groups [G, kEnd) to the 16-bit sums of R rows and 16 outputs.
 template <int R, int G, int kEnd, int kBits>
-inline void add_groups(const std::uint8_t* data, const std::int8_t* a, __m256i sum[R][2]) {
+SIXFOLD_INLINE void add_groups(const std::uint8_t* data, const std::int8_t* a, __m256i sum[R][2]) {
   if constexpr (G < kEnd) {
     const __m256i w[2] = {weights<kBits, G>(data, 0), weights<kBits, G>(data, 1)};
 #pragma GCC unroll 4
@@ -80,7 +80,7 @@ inline void add_groups(const std::uint8_t* data, const std::int8_t* a, __m256i s
 // int32 dot products of column groups [G, kEnd) of weights below 64. Sums of 16 bits hold eight products of 15 * 127 * 2,
 // four of 31 * 127 * 2 or two of 63 * 127 * 2; then they are widened.
 template <int R, int G, int kEnd, int kBits>
-inline void small_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
+SIXFOLD_INLINE void small_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
   constexpr int kStep = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
   constexpr int kStop = G + kStep < kEnd ? G + kStep : kEnd;
   const __m256i ones = _mm256_set1_epi16(1);
@@ -98,7 +98,7 @@ inline void small_dots(const std::uint8_t* data, const std::int8_t* a, __m256i d
 // int32 dot products of signed weights. |w| is unsigned, its sign moves to the activation; 128 * 127 * 2 fits 16 bits
 // but two of them do not, so every group is widened at once.
 template <int R, int G, int kEnd>
-inline void signed_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
+SIXFOLD_INLINE void signed_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
   if constexpr (G < kEnd) {
     const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 2
@@ -134,7 +134,7 @@ struct Rows {
   }
 
   template <int kPart>
-  void part(const std::uint8_t* block, const __m256* super) {
+  SIXFOLD_INLINE void part(const std::uint8_t* block, const __m256* super) {
     constexpr int kGroups = 8 / L::kParts, kFirst = kPart * kGroups;
     __m256i dot[R][2];
 #pragma GCC unroll 4
@@ -165,7 +165,7 @@ struct Rows {
     }
   }
 
-  void block(const std::uint8_t* at, const __m256* super) {
+  SIXFOLD_INLINE void block(const std::uint8_t* at, const __m256* super) {
     part<0>(at, super);
     if constexpr (L::kParts == 2) part<1>(at, super);
     a += kGroupRows * kBlock;
@@ -216,7 +216,7 @@ void int_tile(const std::uint8_t* tile, int columns, const Activations& x, int r
 }
 
 template <Values V>
-inline __m256 load_weights(const std::uint8_t* tile, std::size_t index) {
+SIXFOLD_INLINE __m256 load_weights(const std::uint8_t* tile, std::size_t index) {
   if constexpr (V == Values::kF32) return _mm256_loadu_ps(reinterpret_cast<const float*>(tile) + index);
   if constexpr (V == Values::kF16) return load_f16(tile + 2 * index);
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 2 * index));

@@ -13,9 +13,9 @@ namespace sixfold {
 namespace {
 
 constexpr int kRows = kGroupRows;
-constexpr int kAhead = 2048;  // bytes that weights are prefetched ahead
+constexpr int kAhead = 3072;  // bytes that weights are prefetched ahead
 
-inline __m512i broadcast4(const std::int8_t* a) {
+SIXFOLD_INLINE __m512i broadcast4(const std::int8_t* a) {
   std::int32_t four;
   std::memcpy(&four, a, 4);
   return _mm512_set1_epi32(four);
@@ -23,7 +23,7 @@ inline __m512i broadcast4(const std::int8_t* a) {
 
 // Unsigned weights of column group G (columns 4 G .. 4 G + 3) of a block.
 template <int kBits, int G>
-inline __m512i weights(const std::uint8_t* data) {
+SIXFOLD_INLINE __m512i weights(const std::uint8_t* data) {
   const auto load = [](const std::uint8_t* at) { return _mm512_loadu_si512(at); };
   if constexpr (kBits == 8) return _mm512_xor_si512(load(data + 64 * G), _mm512_set1_epi8(-128));
   const __m512i pair = load(data + 64 * (G % 4));
@@ -41,7 +41,7 @@ inline __m512i weights(const std::uint8_t* data) {
 
 // Scales or minimums of a part: float16, or a byte times the superblock's float16.
 template <int kScaleBytes, bool kSigned>
-inline __m512 load_scales(const std::uint8_t* p, __m512 super) {
+SIXFOLD_INLINE __m512 load_scales(const std::uint8_t* p, __m512 super) {
   if constexpr (kScaleBytes == 2) return load_f16(p);
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m512i wide = kSigned ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
@@ -49,7 +49,7 @@ inline __m512 load_scales(const std::uint8_t* p, __m512 super) {
 }
 
 template <int R, int G, int kEnd, int kBits>
-inline void accumulate(const std::uint8_t* data, const std::int8_t* a, __m512i* dot) {
+SIXFOLD_INLINE void accumulate(const std::uint8_t* data, const std::int8_t* a, __m512i* dot) {
   if constexpr (G < kEnd) {
     const __m512i w = weights<kBits, G>(data);
 #pragma GCC unroll 8
@@ -77,7 +77,7 @@ struct Rows {
   }
 
   template <int kPart>
-  void part(const std::uint8_t* block, __m512 super, __m512 super_minimum) {
+  SIXFOLD_INLINE void part(const std::uint8_t* block, __m512 super, __m512 super_minimum) {
     __m512i dot[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -97,7 +97,7 @@ struct Rows {
     }
   }
 
-  void block(const std::uint8_t* at, __m512 super, __m512 super_minimum) {
+  SIXFOLD_INLINE void block(const std::uint8_t* at, __m512 super, __m512 super_minimum) {
     part<0>(at, super, super_minimum);
     if constexpr (L::kParts == 2) part<1>(at, super, super_minimum);
     a += kGroupRows * kBlock;
@@ -162,7 +162,7 @@ void int_tile(const std::uint8_t* tile, int columns, const Activations& x, int r
 }
 
 template <Values V>
-inline __m512 load_weights(const std::uint8_t* tile, std::size_t index) {
+SIXFOLD_INLINE __m512 load_weights(const std::uint8_t* tile, std::size_t index) {
   if constexpr (V == Values::kF32) return _mm512_loadu_ps(reinterpret_cast<const float*>(tile) + index);
   if constexpr (V == Values::kF16) return load_f16(tile + 2 * index);
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile + 2 * index));
