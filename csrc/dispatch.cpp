@@ -84,7 +84,7 @@ const Kernels& choose_kernels(const char* isa) {
 }
 
 void unpack_row(const Matrix& matrix, int row, float scale, float* out) {
-  const std::uint8_t* tile = matrix.data + matrix.tile_bytes * (row / kTileColumns);
+  const std::uint8_t* tile = matrix.tile(row / kTileColumns);
   const int columns = static_cast<int>(matrix.record.columns);
   choose_layout<Choose>(matrix.record)(tile, columns, row % kTileColumns, out);
   for (int k = 0; k < columns; ++k) out[k] *= scale;

@@ -76,7 +76,7 @@ class Runner {
     const int in_kind = which == 0 ? head : (head - queries) % kv;
     const Matrix& w = s_.plan.matrices[op_.matrix[which]];
     for (int tile = 0; tile < d / kTileColumns; ++tile)
-      matmul(op_.matrix[which])(w.data + w.tile_bytes * (in_kind * (d / kTileColumns) + tile), w.padded_columns,
+      matmul(op_.matrix[which])(w.tile(in_kind * (d / kTileColumns) + tile), w.padded_columns,
                                 s_.normed.view(), rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
     for (int row = rows.begin; row < rows.end; ++row) {
       float* values = scratch_ + static_cast<std::size_t>(row - rows.begin) * d;
@@ -149,7 +149,7 @@ class Runner {
     const Activations& input = (op_.input == 0 ? s_.attended : s_.gated).view();
     const int outputs = static_cast<int>(w.record.rows);
     for (int tile = tiles.begin; tile < tiles.end; ++tile) {
-      matmul(op_.matrix[0])(w.data + w.tile_bytes * tile, w.padded_columns, input, rows.begin, rows.end - rows.begin,
+      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, input, rows.begin, rows.end - rows.begin,
                             scratch_, kTileColumns);
       const int first = tile * kTileColumns, count = std::min(kTileColumns, outputs - first);
       for (int row = rows.begin; row < rows.end; ++row) {
@@ -185,7 +185,7 @@ class Runner {
     const Matrix& w = s_.plan.matrices[op_.matrix[0]];
     const int rows = static_cast<int>(s_.wanted_rows.size());
     for (int tile = tiles.begin; tile < tiles.end; ++tile)
-      matmul(op_.matrix[0])(w.data + w.tile_bytes * tile, w.padded_columns, s_.head_input.view(), 0, rows,
+      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, s_.head_input.view(), 0, rows,
                             s_.logits + static_cast<std::size_t>(tile) * kTileColumns, s_.logits_width);
   }
 
@@ -255,7 +255,7 @@ class Runner {
     for (int half = 0; half < 2; ++half) {
       const int tile = 2 * block + half;
       if (tile < w.tiles) {
-        matmul(index)(w.data + w.tile_bytes * tile, w.padded_columns, s_.normed.view(), rows.begin, count,
+        matmul(index)(w.tile(tile), w.padded_columns, s_.normed.view(), rows.begin, count,
                       out + half * kTileColumns, kBlock);
         continue;
       }

@@ -43,7 +43,7 @@ bool known_format(const MatrixRecord& r) {
 
 Matrix read_matrix(const MatrixRecord& record, const std::uint8_t* data, std::uint64_t data_bytes) {
   require(record.rows > 0 && record.rows < kMaxDimension && record.columns < kMaxDimension, "a matrix is absurd");
-  require(record.offset % 64 == 0 && inside(record.offset, record.bytes, data_bytes), "a matrix lies outside the file");
+  require(record.offset % 32 == 0 && inside(record.offset, record.bytes, data_bytes), "a matrix lies outside the file");
   Matrix matrix{record, data + record.offset, 0, 0, 0};
   if (record.vector) {
     require(record.bytes == std::uint64_t{record.rows} * 4, "a vector's size is wrong");
@@ -54,7 +54,9 @@ Matrix read_matrix(const MatrixRecord& record, const std::uint8_t* data, std::ui
   matrix.tile_bytes = tile_bytes(record);
   matrix.tiles = static_cast<int>(round_up(record.rows, kTileColumns) / kTileColumns);
   matrix.padded_columns = static_cast<int>(round_up(record.columns, kBlock));
-  require(record.bytes == matrix.tile_bytes * static_cast<std::uint64_t>(matrix.tiles), "a matrix's size is wrong");
+  const auto steps = static_cast<std::uint64_t>(matrix.tiles) - 1;
+  require(record.stride >= matrix.tile_bytes && record.stride % 32 == 0, "a matrix's tiles overlap");
+  require(record.bytes == record.stride * steps + matrix.tile_bytes, "a matrix's size is wrong");
   return matrix;
 }
 

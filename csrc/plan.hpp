@@ -34,7 +34,8 @@ struct MatrixRecord {
   std::uint32_t scale_bytes;  // 2: f16; 1: a byte times the f16 of 256 columns; 0 for float values
   Minimum minimum;
   std::uint32_t vector;  // 1: a plain float32 vector [rows], not packed in tiles
-  std::uint32_t reserved[3];
+  std::uint32_t stride;  // bytes from tile to tile: more than a tile's size where two matrices' tiles alternate
+  std::uint32_t reserved[2];
 };
 static_assert(sizeof(MatrixRecord) == 56);
 
@@ -99,6 +100,7 @@ struct Matrix {
   std::size_t tile_bytes;  // bytes of one tile of 16 outputs
   int tiles;
   int padded_columns;  // K rounded up to kBlock
+  const std::uint8_t* tile(int index) const { return data + static_cast<std::size_t>(record.stride) * index; }
   const float* vector() const { return reinterpret_cast<const float*>(data); }
 };
 

@@ -302,6 +302,7 @@ void bind_kernels(nb::module_& module) {
     require(record_bytes.size() == sizeof(matrix.record), "a matrix record has another size");
     std::memcpy(&matrix.record, record_bytes.data(), sizeof(matrix.record));
     matrix.tile_bytes = tile_bytes(matrix.record);
+    matrix.record.stride = static_cast<std::uint32_t>(matrix.tile_bytes);
     matrix.data = tiles.data();
     require(row >= 0 && (row / kTileColumns + 1) * matrix.tile_bytes <= tiles.size(), "no such row");
     require(out.size() == matrix.record.columns, "out has the wrong length");

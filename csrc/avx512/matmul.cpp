@@ -13,7 +13,7 @@ namespace sixfold {
 namespace {
 
 constexpr int kRows = kGroupRows;
-constexpr int kAhead = 3072;  // bytes that weights are prefetched ahead
+constexpr int kAhead = 4096;  // bytes that weights are prefetched ahead
 
 SIXFOLD_INLINE __m512i broadcast4(const std::int8_t* a) {
   std::int32_t four;
@@ -114,7 +114,7 @@ void int_rows(const std::uint8_t* tile, int blocks, const Activations& x, int ro
   for (int b = 0; b < blocks; ++b) {
     if constexpr (kPrefetch)
       for (int line = 0; line < L::kBytes; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + line), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + line), _MM_HINT_T1);
     if constexpr (L::kScaleBytes == 1) {
       if (b % kSuperBlocks == 0) {
         super = load_f16(tile);

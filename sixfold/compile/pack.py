@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sixfold.compile.formats import BYTE, EXPLICIT_MINIMUM, FORMATS, INT8, Format
+from sixfold.compile.formats import BF16, BYTE, EXPLICIT_MINIMUM, F16, F32, FORMATS, HALF, INT8, Format
 from sixfold.models.network import Weight
 from sixfold.weights.tensor import Blocks, Tensor, check_finite, split_blocks, split_levels
 
 TILE = 16  # outputs
 BLOCK = 32  # inputs
+SUPERBLOCK = 256  # inputs that share a float16 where scales are bytes
 CHUNK_VALUES = 1 << 22  # weights packed at a time, so that a large vocabulary needs little extra memory
 
 Bytes = npt.NDArray[np.uint8]
@@ -36,6 +37,18 @@ Bytes = npt.NDArray[np.uint8]
 
 def format_of(weight: Weight) -> Format:
     return FORMATS[weight.tensor.type]
+
+
+def tile_bytes(weight: Weight) -> int:
+    """Bytes of one tile of a matrix."""
+    format, columns = format_of(weight), weight.shape[1]
+    padded = columns + -columns % BLOCK
+    if not format.quantised:
+        return padded * TILE * {F32: 4, F16: 2, BF16: 2}[format.values]
+    kinds = 2 if format.minimum == EXPLICIT_MINIMUM else 1
+    block = TILE * BLOCK * format.bits // 8 + kinds * TILE * (BLOCK // format.block) * format.scale_bytes
+    heads = padded // SUPERBLOCK * kinds * TILE * HALF if format.scale_bytes == BYTE else 0
+    return padded // BLOCK * block + heads
 
 
 def pack(weight: Weight) -> Iterator[Bytes]:
