@@ -22,8 +22,13 @@ Range part(int total, int index, int parts) {
 
 int blocks_of(int rows, int size) { return (rows + size - 1) / size; }
 
-// Rows are cheap to norm or embed: a chunk is a few of them.
-int row_chunks(int rows) { return std::min(blocks_of(rows, 4), 1024); }
+// Rows are cheap to norm or embed: a chunk is whole groups of them, which share cache lines.
+int row_chunks(int rows) { return std::min(blocks_of(rows, kGroupRows), 1024); }
+
+Range row_part(int rows, int chunk, int chunks) {
+  const Range groups = part(blocks_of(rows, kGroupRows), chunk, chunks);
+  return {groups.begin * kGroupRows, std::min(groups.end * kGroupRows, rows)};
+}
 
 // Enough chunks for threads to even out, few enough that claiming costs nothing.
 int column_chunks(int units, int threads) { return std::min({units, threads * 8, Team::kMaxChunks}); }
@@ -170,8 +175,10 @@ class Runner {
     float* gate = scratch_;
     float* up = gate + kRowBlock * kBlock;
     float* product = up + kRowBlock * kBlock;
-    columns(op_.matrix[0], block, rows, gate);
-    columns(op_.matrix[1], block, rows, up);
+    for (int half = 0; half < 2; ++half) {  // in this order their tiles lie side by side
+      columns(op_.matrix[0], 2 * block + half, rows, gate + half * kTileColumns);
+      columns(op_.matrix[1], 2 * block + half, rows, up + half * kTileColumns);
+    }
     k_.gate(op_.activation, gate, up, count * kBlock, product);
     for (int i = 0; i < count; ++i) {
       if (op_.emit & kEmitInt8) k_.quantize(product + i * kBlock, 1, out, rows.begin + i, block);
@@ -248,19 +255,15 @@ class Runner {
     k_.fold(into, other, d);
   }
 
-  // Outputs [32 block, 32 block + 32) of a matrix for some rows; zero beyond its last tile.
-  void columns(int index, int block, Range rows, float* out) {
+  // Outputs of one tile of a matrix for some rows, kBlock apart; zero beyond its last tile.
+  void columns(int index, int tile, Range rows, float* out) {
     const Matrix& w = s_.plan.matrices[index];
     const int count = rows.end - rows.begin;
-    for (int half = 0; half < 2; ++half) {
-      const int tile = 2 * block + half;
-      if (tile < w.tiles) {
-        matmul(index)(w.tile(tile), w.padded_columns, s_.normed.view(), rows.begin, count,
-                      out + half * kTileColumns, kBlock);
-        continue;
-      }
-      for (int i = 0; i < count; ++i) std::fill_n(out + i * kBlock + half * kTileColumns, kTileColumns, 0.0f);
+    if (tile < w.tiles) {
+      matmul(index)(w.tile(tile), w.padded_columns, s_.normed.view(), rows.begin, count, out, kBlock);
+      return;
     }
+    for (int i = 0; i < count; ++i) std::fill_n(out + i * kBlock, kTileColumns, 0.0f);
   }
 
   Step& s_;
@@ -305,7 +308,7 @@ int chunk_count(const Step& step, const OpRecord& op, int threads) {
 void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker) {
   Runner runner(step, op, worker);
   const int rows = static_cast<int>(step.tokens.size());
-  const Range row_range = part(rows, chunk, chunks);
+  const Range row_range = row_part(rows, chunk, chunks);
   switch (op.kind) {
     case OpKind::kRopeTable:
       return runner.rope_table(row_range);
@@ -320,7 +323,7 @@ void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker
     case OpKind::kMerge:
       return runner.merge(row_range);
     case OpKind::kGatherNorm:
-      return runner.gather_norm(part(static_cast<int>(step.wanted_rows.size()), chunk, chunks));
+      return runner.gather_norm(row_part(static_cast<int>(step.wanted_rows.size()), chunk, chunks));
     case OpKind::kLogits:
       return runner.logits(part(matrix_tiles(step, op), chunk, chunks));
     case OpKind::kQkv: {

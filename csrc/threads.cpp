@@ -86,13 +86,15 @@ bool Team::finish(int worker, std::uint64_t opened, int op) {
     done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_release);
   }
   if (chunk == kLate) return run_.load(std::memory_order_acquire) == opened;
-  for (int idle = 1;; ++idle) {
+  const Work* work = work_.load(std::memory_order_relaxed);
+  for (int round = 0;; ++round) {
     std::uint64_t done = 0;
     for (int i = 0; i < lane_count_; ++i) done += lanes_[i].done.load(std::memory_order_acquire);
     if (done >= operations_[op].done_after.load(std::memory_order_acquire)) return true;
     if (run_.load(std::memory_order_relaxed) != opened) return false;
+    work->idle(op, worker, round);
     pause();
-    if (idle % kSpinsBeforeYield == 0) std::this_thread::yield();
+    if (round % kSpinsBeforeYield == kSpinsBeforeYield - 1) std::this_thread::yield();
   }
 }
 
