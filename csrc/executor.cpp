@@ -16,6 +16,7 @@ void Executor::forward(std::span<const std::int32_t> tokens, std::span<const std
                        std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
                        std::span<const std::int32_t> page_offsets) {
   step_.describe(tokens, starts, counts, pages, page_offsets);
+  body_.begin();
   team_.run(body_);
   watch_.stop();
 }
@@ -27,6 +28,7 @@ void Executor::logits(std::span<const std::int32_t> rows, float* out) {
   for (std::size_t first = 0; first < rows.size(); first += kLogitRows) {
     step_.wanted_rows = rows.subspan(first, std::min<std::size_t>(kLogitRows, rows.size() - first));
     step_.logits = out + first * step_.logits_width;
+    head_.begin();
     team_.run(head_);
     watch_.stop();
   }

@@ -35,8 +35,8 @@ int column_chunks(int units, int threads) { return std::min({units, threads * 8,
 
 class Runner {
  public:
-  Runner(Step& step, const OpRecord& op, int worker)
-      : s_(step), op_(op), k_(step.kernels), scratch_(step.scratch[worker].data()) {}
+  Runner(Step& step, const OpRecord& op, int worker, Inputs& inputs)
+      : s_(step), op_(op), k_(step.kernels), in_(inputs), scratch_(step.scratch[worker].data()) {}
 
   void rope_table(Range rows) {
     const Matrix& frequencies = s_.plan.matrices[op_.norm[0]];
@@ -55,7 +55,7 @@ class Runner {
   }
 
   void norm(Range rows) {
-    for (int row = rows.begin; row < rows.end; ++row) normed(s_.x_row(row), op_.norm[0], row, s_.normed);
+    for (int row = rows.begin; row < rows.end; ++row) normed(s_.x_row(row), op_.norm[0], row, in_.normed);
   }
 
   void norm_add(Range rows, bool then_norm) {
@@ -64,12 +64,12 @@ class Runner {
       float* x = s_.x_row(row);
       k_.rms_norm(s_.y_row(row), vector(op_.norm[0]), op_.epsilon, hidden, scratch_);
       for (int i = 0; i < hidden; ++i) x[i] += scratch_[i];
-      if (then_norm) normed(x, op_.norm[1], row, s_.normed);
+      if (then_norm) normed(x, op_.norm[1], row, in_.normed);
     }
   }
 
   void gather_norm(Range rows) {
-    for (int i = rows.begin; i < rows.end; ++i) normed(s_.x_row(s_.wanted_rows[i]), op_.norm[0], i, s_.head_input);
+    for (int i = rows.begin; i < rows.end; ++i) normed(s_.x_row(s_.wanted_rows[i]), op_.norm[0], i, in_.head_input);
   }
 
   // One head (query, key or value) of a block of rows.
@@ -82,7 +82,7 @@ class Runner {
     const Matrix& w = s_.plan.matrices[op_.matrix[which]];
     for (int tile = 0; tile < d / kTileColumns; ++tile)
       matmul(op_.matrix[which])(w.tile(in_kind * (d / kTileColumns) + tile), w.padded_columns,
-                                s_.normed.view(), rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
+                                in_.normed.view(), rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
     for (int row = rows.begin; row < rows.end; ++row) {
       float* values = scratch_ + static_cast<std::size_t>(row - rows.begin) * d;
       if (op_.bias[which] >= 0)
@@ -145,13 +145,13 @@ class Runner {
         const float inverse = 1.0f / weight;
         for (int i = 0; i < d; ++i) all.sum[i] *= inverse;
       }
-      s_.attended.emit(k_, row, scratch_, op_.emit);
+      in_.attended.emit(k_, row, scratch_, op_.emit);
     }
   }
 
   void project(Range tiles, Range rows, bool add) {
     const Matrix& w = s_.plan.matrices[op_.matrix[0]];
-    const Activations& input = (op_.input == 0 ? s_.attended : s_.gated).view();
+    const Activations& input = (op_.input == 0 ? in_.attended : s_.gated).view();
     const int outputs = static_cast<int>(w.record.rows);
     for (int tile = tiles.begin; tile < tiles.end; ++tile) {
       matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, input, rows.begin, rows.end - rows.begin,
@@ -192,7 +192,7 @@ class Runner {
     const Matrix& w = s_.plan.matrices[op_.matrix[0]];
     const int rows = static_cast<int>(s_.wanted_rows.size());
     for (int tile = tiles.begin; tile < tiles.end; ++tile)
-      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, s_.head_input.view(), 0, rows,
+      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, in_.head_input.view(), 0, rows,
                             s_.logits + static_cast<std::size_t>(tile) * kTileColumns, s_.logits_width);
   }
 
@@ -260,7 +260,7 @@ class Runner {
     const Matrix& w = s_.plan.matrices[index];
     const int count = rows.end - rows.begin;
     if (tile < w.tiles) {
-      matmul(index)(w.tile(tile), w.padded_columns, s_.normed.view(), rows.begin, count, out, kBlock);
+      matmul(index)(w.tile(tile), w.padded_columns, in_.normed.view(), rows.begin, count, out, kBlock);
       return;
     }
     for (int i = 0; i < count; ++i) std::fill_n(out + i * kBlock, kTileColumns, 0.0f);
@@ -269,6 +269,7 @@ class Runner {
   Step& s_;
   const OpRecord& op_;
   const Kernels& k_;
+  Inputs& in_;
   float* scratch_;
 };
 
@@ -305,8 +306,8 @@ int chunk_count(const Step& step, const OpRecord& op, int threads) {
   }
 }
 
-void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker) {
-  Runner runner(step, op, worker);
+void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker, Inputs& inputs) {
+  Runner runner(step, op, worker, inputs);
   const int rows = static_cast<int>(step.tokens.size());
   const Range row_range = row_part(rows, chunk, chunks);
   switch (op.kind) {

@@ -19,7 +19,38 @@ Section::Section(Step& step, int index, int threads, Stopwatch& watch)
       index_(index),
       threads_(threads),
       watch_(watch),
-      next_(ops_.size()) {
+      next_(ops_.size()),
+      maker_(ops_.size(), -1),
+      makes_(ops_.size(), false),
+      made_(threads) {
+  int normed = -1, attended = -1;  // who made them last; a norm that also changes the residual can not be repeated
+  for (std::size_t i = 0; i < ops_.size(); ++i) {
+    const int op = static_cast<int>(i);
+    switch (ops_[i].kind) {
+      case OpKind::kNorm:
+      case OpKind::kGatherNorm:
+        normed = op;
+        break;
+      case OpKind::kNormAddNorm:
+        normed = -1;
+        break;
+      case OpKind::kMerge:
+        attended = op;
+        break;
+      case OpKind::kQkv:
+      case OpKind::kGateUp:
+      case OpKind::kLogits:
+        maker_[i] = normed;
+        break;
+      case OpKind::kMatmul:
+      case OpKind::kMatmulAdd:
+        maker_[i] = ops_[i].input == 0 ? attended : -1;
+        break;
+      default:
+        break;
+    }
+    if (maker_[i] >= 0) makes_[maker_[i]] = true;
+  }
   const auto& after = index == 0 ? step.plan.head : step.plan.body;
   Weights weights;
   for (std::size_t i = after.size(); i-- > 0;)
@@ -43,10 +74,23 @@ Section::Weights Section::weights_of(const OpRecord& op) const {
   return {begin, static_cast<std::size_t>(end - begin)};
 }
 
-int Section::chunks(int op) { return chunk_count(step_, ops_[op], threads_); }
+int Section::rows() const {
+  return static_cast<int>(index_ == 0 ? step_.tokens.size() : step_.wanted_rows.size());
+}
+
+int Section::chunks(int op) {
+  return makes_[op] && own_inputs() ? 0 : chunk_count(step_, ops_[op], threads_);
+}
 
 void Section::run(int op, int chunk, int worker) {
-  run_chunk(step_, ops_[op], chunk, chunk_count(step_, ops_[op], threads_), worker);
+  const int maker = own_inputs() ? maker_[op] : -1;
+  if (maker >= 0) {
+    Made& made = made_[worker];
+    if (made.op != maker || made.run != run_) run_chunk(step_, ops_[maker], 0, 1, worker, step_.own[worker]);
+    made = {maker, run_};
+  }
+  Inputs& inputs = maker >= 0 ? step_.own[worker] : step_.shared;
+  run_chunk(step_, ops_[op], chunk, chunk_count(step_, ops_[op], threads_), worker, inputs);
 }
 
 // Memory rests while workers wait for each other, so whoever waits fetches the beginning of its part of what is next.

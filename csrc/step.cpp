@@ -50,6 +50,11 @@ void ActivationBuffer::emit(const Kernels& kernels, int row, const float* values
     std::memcpy(view_.f32 + static_cast<std::size_t>(row) * view_.width, values, sizeof(float) * view_.width);
 }
 
+Inputs::Inputs(const Header& header, int rows)
+    : normed(rows, static_cast<int>(header.hidden)),
+      attended(rows, static_cast<int>(header.query_heads * header.head_size)),
+      head_input(kLogitRows, static_cast<int>(header.hidden)) {}
+
 void Step::Free::operator()(void* p) const { std::free(p); }
 
 Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, int pages)
@@ -64,10 +69,8 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
       x(static_cast<std::size_t>(max_tokens) * hidden_width),
       y(static_cast<std::size_t>(max_tokens) * hidden_width),
       q(static_cast<std::size_t>(max_tokens) * query_width),
-      normed(max_tokens, static_cast<int>(plan.header.hidden)),
-      attended(max_tokens, query_width),
+      shared(plan.header, max_tokens),
       gated(max_tokens, static_cast<int>(plan.header.intermediate)),
-      head_input(kLogitRows, static_cast<int>(plan.header.hidden)),
       logits_width(static_cast<int>(round_up(plan.header.vocabulary, kTileColumns))) {
   for (std::uint32_t i = 0; i < plan.header.rope_tables; ++i) {
     cosine.emplace_back(static_cast<std::size_t>(max_tokens) * plan.header.head_size / 2);
@@ -83,7 +86,10 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
   const std::size_t rows = std::max<std::size_t>(kQkvRows * plan.header.head_size, 3 * kRowBlock * kBlock);
   const std::size_t widest = std::max<std::size_t>(
       {attention, rows, static_cast<std::size_t>(hidden_width), static_cast<std::size_t>(query_width)});
-  for (int i = 0; i < threads; ++i) scratch.emplace_back(widest);
+  for (int i = 0; i < threads; ++i) {
+    scratch.emplace_back(widest);
+    own.emplace_back(plan.header, kOwnRows);
+  }
   for (const Matrix& matrix : plan.matrices)
     matmuls.push_back(matrix.record.vector ? nullptr : kernels.matmul(matrix.record));
   require(page_stride < std::numeric_limits<std::size_t>::max() / sizeof(std::uint16_t) / (page_count + 1ull),
