@@ -46,7 +46,7 @@ struct Activations {
 using MatmulTile = void (*)(const std::uint8_t* tile, int padded_columns, const Activations& x, int row, int rows,
                             float* y, int ldy);
 
-constexpr int kSoftmaxKeys = 64;  // keys of one run of the online softmax; runs lie at multiples of it
+constexpr int kSoftmaxKeys = 128;  // keys of one run of the online softmax; runs lie at multiples of it
 constexpr int kMaxAttentionRows = 512;
 
 // One attention job: the query rows of some tokens of one sequence that share a KV head, against keys

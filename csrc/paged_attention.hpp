@@ -5,7 +5,7 @@
 // Keys are taken in runs of kSoftmaxKeys. Rows (query heads of tokens) are taken as many at a time as registers hold
 // sums for; the arithmetic of a row is the same however many there are.
 //
-//   scratch:  queries, a group of R rows as [head_size][R] | scores [rows][64] | K [head_size][16] | V [64][head_size]
+//   scratch:  queries, a group of R rows as [head_size][R] | scores [rows][128] | K [head_size][16] | V [128][head_size]
 #pragma once
 
 #include <algorithm>
