@@ -13,8 +13,8 @@ namespace sixfold {
 constexpr int kGroupRows = 8;  // rows whose int8 activations lie together, so that a kernel reads them by one address
 
 // Activations of a step, `width` (a multiple of kBlock) per row, padding zero; f32 is row-major.
-// int8 form: x ~= scale[block] * q, |q| <= 127, as [rows / 8][width / 32][8 rows][32]. Minimums need the sums of q times
-// the scale, zero points -8 times the sums of q (times 1, 2, 4 or 16), both for blocks of 32 and of 16 columns.
+// int8 form: x ~= scale[block] * q, |q| <= 127, as [rows / 8][width / 32][8 rows][32]. Minimums need the sums of q
+// times the scale, zero points -8 times the sums of q (times 1, 2, 4 or 16), both for blocks of 32 and of 16 columns.
 struct Activations {
   int width = 0;
   std::int8_t* q = nullptr;            // [groups][blocks][8][32]

@@ -81,8 +81,8 @@ class Runner {
     const int in_kind = which == 0 ? head : (head - queries) % kv;
     const Matrix& w = s_.plan.matrices[op_.matrix[which]];
     for (int tile = 0; tile < d / kTileColumns; ++tile)
-      matmul(op_.matrix[which])(w.tile(in_kind * (d / kTileColumns) + tile), w.padded_columns,
-                                in_.normed.view(), rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
+      matmul(op_.matrix[which])(w.tile(in_kind * (d / kTileColumns) + tile), w.padded_columns, in_.normed.view(),
+                                rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
     for (int row = rows.begin; row < rows.end; ++row) {
       float* values = scratch_ + static_cast<std::size_t>(row - rows.begin) * d;
       if (op_.bias[which] >= 0)
@@ -154,8 +154,8 @@ class Runner {
     const Activations& input = (op_.input == 0 ? in_.attended : s_.gated).view();
     const int outputs = static_cast<int>(w.record.rows);
     for (int tile = tiles.begin; tile < tiles.end; ++tile) {
-      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, input, rows.begin, rows.end - rows.begin,
-                            scratch_, kTileColumns);
+      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, input, rows.begin, rows.end - rows.begin, scratch_,
+                            kTileColumns);
       const int first = tile * kTileColumns, count = std::min(kTileColumns, outputs - first);
       for (int row = rows.begin; row < rows.end; ++row) {
         const float* from = scratch_ + (row - rows.begin) * kTileColumns;

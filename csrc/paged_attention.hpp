@@ -5,7 +5,8 @@
 // Keys are taken in runs of kSoftmaxKeys. Rows (query heads of tokens) are taken as many at a time as registers hold
 // sums for; the arithmetic of a row is the same however many there are.
 //
-//   scratch:  queries, a group of R rows as [head_size][R] | scores [rows][128] | K [head_size][16] | V [128][head_size]
+//   scratch:  queries, a group of R rows as [head_size][R] | scores [rows][128] | K [head_size][16] | V
+//   [128][head_size]
 #pragma once
 
 #include <algorithm>
@@ -128,8 +129,8 @@ class PagedAttention {
     }
   }
 
-  // The pages that the next run has in the place of these, be it of this job or of the next split; pages lie apart, where
-  // no hardware prefetcher follows.
+  // The pages that the next run has in the place of these, be it of this job or of the next split; pages lie apart,
+  // where no hardware prefetcher follows.
   void prefetch(const Run& run, int first, int count) const {
     for (int i = first; i < first + count; ++i) {
       const int next = run.start / kPageTokens + run.first + i + kRunPages;

@@ -25,8 +25,8 @@ enum class Values : std::uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kInt4 = 3, kI
 enum class Minimum : std::uint32_t { kZeroPoint = 0, kExplicit = 1 };
 
 struct MatrixRecord {
-  std::uint64_t offset;  // from the start of data
-  std::uint64_t bytes;   // of its own tiles
+  std::uint64_t offset;   // from the start of data
+  std::uint64_t bytes;    // of its own tiles
   std::uint32_t rows;     // outputs, N
   std::uint32_t columns;  // inputs, K
   Values values;

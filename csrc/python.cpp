@@ -346,8 +346,8 @@ void bind_kernels(nb::module_& module) {
         std::vector<float> weight(rows), max(rows);
         Buffer<float> scratch(attention_scratch(rows, d));
         const int group = rows / tokens;
-        AttentionJob job{q.data(),   group * d,     tokens,    group,  d, pool.data(),
-                         stride,     table.data(),  position,  window, 0, position + tokens,
+        AttentionJob job{q.data(),   group * d,     tokens,     group,         d, pool.data(),
+                         stride,     table.data(),  position,   window,        0, position + tokens,
                          out.data(), weight.data(), max.data(), scratch.data()};
         kernels.attention(job);
         for (int r = 0; r < rows; ++r)

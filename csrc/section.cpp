@@ -74,13 +74,9 @@ Section::Weights Section::weights_of(const OpRecord& op) const {
   return {begin, static_cast<std::size_t>(end - begin)};
 }
 
-int Section::rows() const {
-  return static_cast<int>(index_ == 0 ? step_.tokens.size() : step_.wanted_rows.size());
-}
+int Section::rows() const { return static_cast<int>(index_ == 0 ? step_.tokens.size() : step_.wanted_rows.size()); }
 
-int Section::chunks(int op) {
-  return makes_[op] && own_inputs() ? 0 : chunk_count(step_, ops_[op], threads_);
-}
+int Section::chunks(int op) { return makes_[op] && own_inputs() ? 0 : chunk_count(step_, ops_[op], threads_); }
 
 void Section::run(int op, int chunk, int worker) {
   const int maker = own_inputs() ? maker_[op] : -1;

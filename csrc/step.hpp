@@ -101,9 +101,9 @@ struct Step {
   int hidden_width, query_width;  // padded to kBlock
   std::size_t page_stride;        // float16 values of one page, all layers
 
-  Buffer<float> x, y;                        // [rows, hidden_width]: residual stream, projection before its norm
-  Buffer<float> q;                           // [rows, query_width]
-  std::vector<Buffer<float>> cosine, sine;   // a rope table: [rows, head_size / 2]
+  Buffer<float> x, y;                       // [rows, hidden_width]: residual stream, projection before its norm
+  Buffer<float> q;                          // [rows, query_width]
+  std::vector<Buffer<float>> cosine, sine;  // a rope table: [rows, head_size / 2]
   Inputs shared;
   std::vector<Inputs> own;  // one a worker, for kOwnRows rows
   ActivationBuffer gated;   // input of down

@@ -138,8 +138,7 @@ void Team::run(Work& work) {
   const int operations = work.operations();
   assert(operations <= static_cast<int>(operations_.size()));
   // First the lanes, then the tables, then the run: see claim().
-  for (int i = 0; i < lane_count_; ++i)
-    lanes_[i].part.store(pack(next_sequence_ - 1, 0, 0), std::memory_order_release);
+  for (int i = 0; i < lane_count_; ++i) lanes_[i].part.store(pack(next_sequence_ - 1, 0, 0), std::memory_order_release);
   for (int op = 0; op < operations; ++op) {
     const int chunks = work.chunks(op);
     assert(chunks >= 0 && chunks <= kMaxChunks);

@@ -17,8 +17,8 @@
 
 namespace sixfold {
 
-// What a team runs; must live as long as the team. `chunks(op)` is asked for all operations when the run begins; `run` is called for each chunk, from
-// any thread, after all chunks of earlier operations, with `worker` in [0, threads).
+// What a team runs; must live as long as the team. `chunks(op)` is asked for all operations when the run begins; `run`
+// is called for each chunk, from any thread, after all chunks of earlier operations, with `worker` in [0, threads).
 class Work {
  public:
   virtual ~Work() = default;
@@ -27,8 +27,8 @@ class Work {
   virtual void run(int op, int chunk, int worker) = 0;
   // Worker 0 comes to operation `op`.
   virtual void reached(int op) { (void)op; }
-  // A worker waits for the last chunks of `op`, for the `round`th time from 0 on. Must not look at anything that changes
-  // from run to run: the run may be over.
+  // A worker waits for the last chunks of `op`, for the `round`th time from 0 on. Must not look at anything that
+  // changes from run to run: the run may be over.
   virtual void idle(int op, int worker, int round) const { (void)op, (void)worker, (void)round; }
 };
 

@@ -7,10 +7,10 @@
 //
 // int8 values: [8 groups of 4 columns][16 outputs][4 columns] signed bytes.
 // int4, 5, 6: unsigned. First the nibbles, a byte holds column k (low) and k + 16 (high): [4][16][4] bytes. Then the
-// bits above: of 5-bit values one byte [16][4] whose bit g belongs to group g, of 6-bit values two such bytes whose bits
-// 2 i, 2 i + 1 belong to group i of the first and the last four.
-// Scales and minimums are float16, or bytes (scale_bytes 1) that a float16 for every 8 blocks multiplies: such a
-// superblock begins with | scales [16] | minimums [16], if any |. Bytes of scales are signed where there is no minimum.
+// bits above: of 5-bit values one byte [16][4] whose bit g belongs to group g, of 6-bit values two such bytes whose
+// bits 2 i, 2 i + 1 belong to group i of the first and the last four. Scales and minimums are float16, or bytes
+// (scale_bytes 1) that a float16 for every 8 blocks multiplies: such a superblock begins with | scales [16] | minimums
+// [16], if any |. Bytes of scales are signed where there is no minimum.
 #pragma once
 
 #include <type_traits>

@@ -10,9 +10,9 @@ namespace {
 struct Vector {
   using T = __m256;
   static constexpr int kWidth = 8;
-  static constexpr int kScoreRows = 6;               // rows whose scores of a page are summed at once
+  static constexpr int kScoreRows = 6;                 // rows whose scores of a page are summed at once
   static constexpr int kSumRows = 6, kSumVectors = 2;  // rows and columns whose values are summed at once
-  static constexpr int kDirectRows = 6;  // up to these, pages are converted on the way instead of copied
+  static constexpr int kDirectRows = 6;                // up to these, pages are converted on the way instead of copied
 
   static T zero() { return _mm256_setzero_ps(); }
   static T set(float x) { return _mm256_set1_ps(x); }

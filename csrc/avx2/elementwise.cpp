@@ -59,8 +59,7 @@ void quantize(const float* x, int count, const Activations& out, int row, int bl
     // packs work within 128-bit halves; the permutation puts the dwords back in order
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + out.at(row, b) * kBlock),
-                        ordered);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + out.at(row, b) * kBlock), ordered);
     const int sums[2] = {first, second};
     out.describe_block(out.at(row, b), scale, sums);
   }
@@ -138,8 +137,8 @@ void fold(const PartialSum& into, const PartialSum& other, int n) {
 }  // namespace avx2
 
 const Kernels& avx2_kernels() {
-  static const Kernels table{"avx2",     avx2::matmul, avx2::rms_norm, avx2::quantize,
-                             avx2::gate, avx2::rope,   avx2::to_f16,   avx2::attention, avx2::fold};
+  static const Kernels table{"avx2",     avx2::matmul, avx2::rms_norm,  avx2::quantize, avx2::gate,
+                             avx2::rope, avx2::to_f16, avx2::attention, avx2::fold};
   return table;
 }
 

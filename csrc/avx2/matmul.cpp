@@ -34,7 +34,7 @@ SIXFOLD_INLINE __m256i weights(const std::uint8_t* data, int h) {
     return _mm256_load_si256(reinterpret_cast<const __m256i*>(at + 32 * h));
   };
   if constexpr (kBits == 8) return load(data + 64 * G);
-  const __m256i nibble = _mm256_and_si256(shift_left<G < 4 ? 0 : -4>(load(data + 64 * (G % 4))), _mm256_set1_epi8(15));
+  const __m256i nibble = _mm256_and_si256(shift_left < G<4 ? 0 : -4>(load(data + 64 * (G % 4))), _mm256_set1_epi8(15));
   if constexpr (kBits == 4) return nibble;
   // The bits above the nibble: one a group in one register (5 bits), or two a group in two registers (6 bits).
   const __m256i plane = load(data + 256 + (kBits == 5 ? 0 : 64 * (G / 4)));
@@ -56,7 +56,9 @@ SIXFOLD_INLINE __m256 load_scales(const std::uint8_t* p, __m256 super) {
 SIXFOLD_INLINE void add_products(__m256i& sum, __m256i w, __m256i a) {
 #ifdef __GNUC__
   __m256i product;
-  __asm__("vpmaddubsw %[a], %[w], %[p]\n\tvpaddw %[p], %[s], %[s]" : [s] "+x"(sum), [p] "=&x"(product) : [w] "x"(w), [a] "x"(a));
+  __asm__("vpmaddubsw %[a], %[w], %[p]\n\tvpaddw %[p], %[s], %[s]"
+          : [s] "+x"(sum), [p] "=&x"(product)
+          : [w] "x"(w), [a] "x"(a));
 #else
   sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a));
 #endif
@@ -77,8 +79,8 @@ SIXFOLD_INLINE void add_groups(const std::uint8_t* data, const std::int8_t* a, _
   }
 }
 
-// int32 dot products of column groups [G, kEnd) of weights below 64. Sums of 16 bits hold eight products of 15 * 127 * 2,
-// four of 31 * 127 * 2 or two of 63 * 127 * 2; then they are widened.
+// int32 dot products of column groups [G, kEnd) of weights below 64. Sums of 16 bits hold eight products of 15 * 127 *
+// 2, four of 31 * 127 * 2 or two of 63 * 127 * 2; then they are widened.
 template <int R, int G, int kEnd, int kBits>
 SIXFOLD_INLINE void small_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
   constexpr int kStep = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
@@ -154,8 +156,8 @@ struct Rows {
       const __m256 w = load_scales<L::kScaleBytes, L::kSignedScales>(block + at, super[h]);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
-        acc[r][h] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dot[r][h]), w), _mm256_set1_ps(scale[r]),
-                                    acc[r][h]);
+        acc[r][h] =
+            _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dot[r][h]), w), _mm256_set1_ps(scale[r]), acc[r][h]);
       if constexpr (L::kMinimum) {
         const __m256 m = load_scales<L::kScaleBytes, false>(block + L::kScales + at, super[2 + h]);
 #pragma GCC unroll 4

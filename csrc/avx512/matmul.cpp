@@ -182,7 +182,8 @@ void float_rows(const std::uint8_t* tile, int columns, const Activations& x, int
   constexpr int kBytes = V == Values::kF32 ? 64 : 32;
   for (int k = 0; k < columns; k += 2) {
     _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + k * kBytes), _MM_HINT_T0);
-    if constexpr (kBytes == 64) _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + k * kBytes + 64), _MM_HINT_T0);
+    if constexpr (kBytes == 64)
+      _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + k * kBytes + 64), _MM_HINT_T0);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       const __m512 w = load_weights<V>(tile, static_cast<std::size_t>(k + i) * kTileColumns);
@@ -200,8 +201,7 @@ void float_tile(const std::uint8_t* tile, int columns, const Activations& x, int
   int r = 0;
   for (; r + kRows <= rows; r += kRows)
     float_rows<kRows, V>(tile, columns, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
-  for (; r + 4 <= rows; r += 4)
-    float_rows<4, V>(tile, columns, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
+  for (; r + 4 <= rows; r += 4) float_rows<4, V>(tile, columns, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
   for (; r < rows; ++r) float_rows<1, V>(tile, columns, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
 }
 

@@ -97,13 +97,14 @@ def _values(q: Bytes, format: Format) -> list[Bytes]:
     groups = q.reshape(tiles, TILE, count, 8, 4).transpose(0, 2, 3, 1, 4)  # tile, block, group, output, input
     if format.values == INT8:
         return [groups.reshape(tiles, count, -1)]
-    parts = [(groups[:, :, :4] & 15) | (groups[:, :, 4:] << 4)]
+    four = np.uint8(4)
+    parts = [(groups[:, :, :4] & np.uint8(15)) | (groups[:, :, 4:] << four)]
     extra = format.bits - 4
     per_byte = 8 // extra if extra else 8
     for first in range(0, 8 if extra else 0, per_byte):
         byte = np.zeros_like(groups[:, :, 0])
         for i in range(per_byte):
-            byte |= (groups[:, :, first + i] >> 4) << (extra * i)
+            byte |= (groups[:, :, first + i] >> four) << np.uint8(extra * i)
         parts.append(byte)
     return [part.reshape(tiles, count, -1) for part in parts]
 

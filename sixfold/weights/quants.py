@@ -111,12 +111,13 @@ def _crumbs(packed: Bytes, out: Bytes) -> None:
 
 
 def _q2_k_levels(blocks: Bytes) -> Levels:
-    return blocks[:, :16] & 15, blocks[:, :16] >> 4
+    return blocks[:, :16] & np.uint8(15), blocks[:, :16] >> np.uint8(4)
 
 
 def _q2_k(blocks: Bytes, q: Bytes, scale: Floats, minimum: Floats) -> None:
     # scales[16] (low nibble scale, high nibble minimum), qs[64], d, dmin
     scales, minimums = _q2_k_levels(blocks)
+    assert minimums is not None
     np.multiply(_half(blocks, 80), scales, out=scale, dtype=np.float32)
     np.multiply(_half(blocks, 82), minimums, out=minimum, dtype=np.float32)
     _crumbs(blocks[:, 16:80], q.reshape(-1, 2, 4, 32))
@@ -156,6 +157,7 @@ def _k_levels(blocks: Bytes) -> Levels:
 def _k_header(blocks: Bytes, scale: Floats, minimum: Floats) -> None:
     """d, dmin, scales[12]: the first 16 bytes of Q4_K and Q5_K."""
     scales, minimums = _k_levels(blocks)
+    assert minimums is not None
     np.multiply(_half(blocks, 0), scales, out=scale, dtype=np.float32)
     np.multiply(_half(blocks, 2), minimums, out=minimum, dtype=np.float32)
 
