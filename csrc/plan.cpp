@@ -74,6 +74,8 @@ class OpChecker {
     require(op_.layer >= 0 && op_.layer < static_cast<int>(h_.layers), "an operator's layer is out of range");
     require(op_.window >= 0, "a negative window");
     require(std::isfinite(op_.scale) && std::isfinite(op_.epsilon), "a scale is not finite");
+    for (const std::int32_t i : op_.matrix)  // also those that the operator has no use for
+      if (i != -1) packed(i);
     const std::uint32_t q = h_.query_heads * h_.head_size, kv = h_.kv_heads * h_.head_size;
     switch (op_.kind) {
       case OpKind::kRopeTable:
