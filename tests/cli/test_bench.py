@@ -78,6 +78,17 @@ def test_growth(sixfold_json, chat_model: str, base_model: str) -> None:
     assert {"batch": 1, "context": 600} in small["skipped"], "a context beyond the KV memory is named"
 
 
+def test_a_plot_needs_matplotlib_and_says_so_first(sixfold, chat_model: str, tmp_path: Path) -> None:
+    command = ("bench", "growth", chat_model, "--batch", "1,2", "--context", "16,40", "--plot", tmp_path / "a/plot.svg")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        result = sixfold(*command)
+        assert result.exit_code == 1 and "sixfold[bench]" in result.output
+    else:
+        assert sixfold(*command).exit_code == 0 and (tmp_path / "a/plot.svg").stat().st_size > 1000
+
+
 def test_serve_starts_a_server_loads_it_and_stops_it(sixfold_json, chat_model: str) -> None:
     shape = ("--prompt-tokens", "4,9", "--new-tokens", "2,6", "--token-ids", "1,200", "--requests", 6)
     found = sixfold_json("bench", "serve", chat_model, "--clients", 3, *shape, "--server-args", "--kv-memory 4M")
