@@ -164,9 +164,10 @@ struct Loop {
 };
 
 double macs_per_second(const Loop& loop, int threads) {
-  const int pieces = 30 * threads;
-  // The first half counts for nothing: a processor's clock rises when it has work, and wide registers are switched on.
-  together(threads, pieces, [&](int) { loop.run(); });
+  // Some 10 ms: longer than a core is usually taken away for. The first pieces count for nothing: a processor's clock
+  // rises when it has work, and wide registers are switched on.
+  const int pieces = 300 * threads;
+  together(threads, pieces / 10, [&](int) { loop.run(); });
   return pieces * loop.macs / together(threads, pieces, [&](int) { loop.run(); });
 }
 

@@ -145,6 +145,8 @@ def _draw(result: dict[str, Any], path: Path) -> None:
         smooth = np.geomspace(min(x), max(x), 100)
         panel.plot(x, y, "o", smooth, line["slope"] * smooth + line["base"], "-")
         panel.set(xscale="log", yscale="log", xlabel=unit, ylabel="ms a step", title=f"{result['model']}: {name}")
+        panel.set_xticks(x, [f"{value:.3g}" for value in x], minor=False)
+        panel.xaxis.minorticks_off()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
