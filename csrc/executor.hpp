@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "section.hpp"
 #include "step.hpp"
 #include "stopwatch.hpp"
 #include "threads.hpp"
@@ -13,6 +14,8 @@ namespace sixfold {
 
 class Executor {
  public:
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
   // `bytes` is the plan file and must outlive the executor. Throws std::invalid_argument.
   Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages);
 
@@ -38,6 +41,7 @@ class Executor {
  private:
   Step step_;
   Stopwatch watch_;
+  Section body_, head_;
   Team team_;
 };
 

@@ -230,8 +230,8 @@ struct Product::State final : Work {
         count(static_cast<int>(round_up(record.rows, kTileColumns) / kTileColumns)),
         activations(rows, columns),
         data(bytes * count),
-        team(threads),
-        out(threads, std::vector<float>(static_cast<std::size_t>(kRows) * kTileColumns)) {
+        out(threads, std::vector<float>(static_cast<std::size_t>(kRows) * kTileColumns)),
+        team(threads, 1) {
     // Bytes 0x20 to 0x3b: whatever they belong to (float16, bfloat16 and float32 values and scales, integers), the
     // numbers are finite and normal, in any layout.
     std::uint64_t state = 1;
@@ -268,9 +268,9 @@ struct Product::State final : Work {
   int most_rows, count;
   ActivationBuffer activations;
   Buffer<std::uint8_t> data;
-  Team team;
   std::vector<std::vector<float>> out;
   int rows = 0, wanted = 0, parts = 1, cursor = 0;
+  Team team;  // last: its threads end first
 };
 
 Product::Product(const MatrixRecord& record, const char* isa, int rows, int threads)

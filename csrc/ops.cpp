@@ -22,16 +22,21 @@ Range part(int total, int index, int parts) {
 
 int blocks_of(int rows, int size) { return (rows + size - 1) / size; }
 
-// Rows are cheap to norm or embed: a chunk is a few of them.
-int row_chunks(int rows) { return std::min(blocks_of(rows, 4), 1024); }
+// Rows are cheap to norm or embed: a chunk is whole groups of them, which share cache lines.
+int row_chunks(int rows) { return std::min(blocks_of(rows, kGroupRows), 1024); }
+
+Range row_part(int rows, int chunk, int chunks) {
+  const Range groups = part(blocks_of(rows, kGroupRows), chunk, chunks);
+  return {groups.begin * kGroupRows, std::min(groups.end * kGroupRows, rows)};
+}
 
 // Enough chunks for threads to even out, few enough that claiming costs nothing.
-int column_chunks(int units, int threads) { return std::min({units, threads * 16, Team::kMaxChunks}); }
+int column_chunks(int units, int threads) { return std::min({units, threads * 8, Team::kMaxChunks}); }
 
 class Runner {
  public:
-  Runner(Step& step, const OpRecord& op, int worker)
-      : s_(step), op_(op), k_(step.kernels), scratch_(step.scratch[worker].data()) {}
+  Runner(Step& step, const OpRecord& op, int worker, Inputs& inputs)
+      : s_(step), op_(op), k_(step.kernels), in_(inputs), scratch_(step.scratch[worker].data()) {}
 
   void rope_table(Range rows) {
     const Matrix& frequencies = s_.plan.matrices[op_.norm[0]];
@@ -50,7 +55,7 @@ class Runner {
   }
 
   void norm(Range rows) {
-    for (int row = rows.begin; row < rows.end; ++row) normed(s_.x_row(row), op_.norm[0], row, s_.normed);
+    for (int row = rows.begin; row < rows.end; ++row) normed(s_.x_row(row), op_.norm[0], row, in_.normed);
   }
 
   void norm_add(Range rows, bool then_norm) {
@@ -59,12 +64,12 @@ class Runner {
       float* x = s_.x_row(row);
       k_.rms_norm(s_.y_row(row), vector(op_.norm[0]), op_.epsilon, hidden, scratch_);
       for (int i = 0; i < hidden; ++i) x[i] += scratch_[i];
-      if (then_norm) normed(x, op_.norm[1], row, s_.normed);
+      if (then_norm) normed(x, op_.norm[1], row, in_.normed);
     }
   }
 
   void gather_norm(Range rows) {
-    for (int i = rows.begin; i < rows.end; ++i) normed(s_.x_row(s_.wanted_rows[i]), op_.norm[0], i, s_.head_input);
+    for (int i = rows.begin; i < rows.end; ++i) normed(s_.x_row(s_.wanted_rows[i]), op_.norm[0], i, in_.head_input);
   }
 
   // One head (query, key or value) of a block of rows.
@@ -76,8 +81,8 @@ class Runner {
     const int in_kind = which == 0 ? head : (head - queries) % kv;
     const Matrix& w = s_.plan.matrices[op_.matrix[which]];
     for (int tile = 0; tile < d / kTileColumns; ++tile)
-      matmul(op_.matrix[which])(w.data + w.tile_bytes * (in_kind * (d / kTileColumns) + tile), w.padded_columns,
-                                s_.normed.view(), rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
+      matmul(op_.matrix[which])(w.tile(in_kind * (d / kTileColumns) + tile), w.padded_columns,
+                                in_.normed.view(), rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
     for (int row = rows.begin; row < rows.end; ++row) {
       float* values = scratch_ + static_cast<std::size_t>(row - rows.begin) * d;
       if (op_.bias[which] >= 0)
@@ -110,6 +115,7 @@ class Runner {
     job.sum = scratch_;
     job.weight = scratch_ + static_cast<std::size_t>(rows) * d;
     job.max = job.weight + rows;
+    job.scratch = scratch_ + round_up(static_cast<std::size_t>(rows) * (d + 2), 16);
     const int visible_end = job.position + task.tokens;
     const int visible_begin = op_.window > 0 ? std::max(0, job.position - op_.window + 1) : 0;
     if (!task.slot_per_split) clear_slots(task, 0);
@@ -121,7 +127,7 @@ class Runner {
       if (job.begin >= job.end) continue;
       k_.attention(job);
       for (int r = 0; r < rows; ++r) {
-        const Slot into = this->slot(task.row + r / group, slot, task.kv_head * group + r % group);
+        const PartialSum into = this->slot(task.row + r / group, slot, task.kv_head * group + r % group);
         fold(into, {job.sum + static_cast<std::size_t>(r) * d, job.weight + r, job.max + r});
       }
     }
@@ -134,21 +140,21 @@ class Runner {
     for (int row = rows.begin; row < rows.end; ++row) {
       for (int head = 0; head < static_cast<int>(h.query_heads); ++head) {
         float weight = 0, max = -std::numeric_limits<float>::infinity();
-        const Slot all{scratch_ + head * d, &weight, &max};
+        const PartialSum all{scratch_ + head * d, &weight, &max};
         for (int slot = 0; slot < s_.slot_count[row]; ++slot) fold(all, this->slot(row, slot, head));
         const float inverse = 1.0f / weight;
         for (int i = 0; i < d; ++i) all.sum[i] *= inverse;
       }
-      s_.attended.emit(k_, row, scratch_, op_.emit);
+      in_.attended.emit(k_, row, scratch_, op_.emit);
     }
   }
 
   void project(Range tiles, Range rows, bool add) {
     const Matrix& w = s_.plan.matrices[op_.matrix[0]];
-    const Activations& input = (op_.input == 0 ? s_.attended : s_.gated).view();
+    const Activations& input = (op_.input == 0 ? in_.attended : s_.gated).view();
     const int outputs = static_cast<int>(w.record.rows);
     for (int tile = tiles.begin; tile < tiles.end; ++tile) {
-      matmul(op_.matrix[0])(w.data + w.tile_bytes * tile, w.padded_columns, input, rows.begin, rows.end - rows.begin,
+      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, input, rows.begin, rows.end - rows.begin,
                             scratch_, kTileColumns);
       const int first = tile * kTileColumns, count = std::min(kTileColumns, outputs - first);
       for (int row = rows.begin; row < rows.end; ++row) {
@@ -169,8 +175,10 @@ class Runner {
     float* gate = scratch_;
     float* up = gate + kRowBlock * kBlock;
     float* product = up + kRowBlock * kBlock;
-    columns(op_.matrix[0], block, rows, gate);
-    columns(op_.matrix[1], block, rows, up);
+    for (int half = 0; half < 2; ++half) {  // in this order their tiles lie side by side
+      columns(op_.matrix[0], 2 * block + half, rows, gate + half * kTileColumns);
+      columns(op_.matrix[1], 2 * block + half, rows, up + half * kTileColumns);
+    }
     k_.gate(op_.activation, gate, up, count * kBlock, product);
     for (int i = 0; i < count; ++i) {
       if (op_.emit & kEmitInt8) k_.quantize(product + i * kBlock, 1, out, rows.begin + i, block);
@@ -184,15 +192,11 @@ class Runner {
     const Matrix& w = s_.plan.matrices[op_.matrix[0]];
     const int rows = static_cast<int>(s_.wanted_rows.size());
     for (int tile = tiles.begin; tile < tiles.end; ++tile)
-      matmul(op_.matrix[0])(w.data + w.tile_bytes * tile, w.padded_columns, s_.head_input.view(), 0, rows,
+      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, in_.head_input.view(), 0, rows,
                             s_.logits + static_cast<std::size_t>(tile) * kTileColumns, s_.logits_width);
   }
 
  private:
-  struct Slot {
-    float *sum, *weight, *max;
-  };
-
   const float* vector(int index) const { return s_.plan.matrices[index].vector(); }
   MatmulTile matmul(int index) const { return s_.matmuls[index]; }
 
@@ -226,7 +230,7 @@ class Runner {
       k_.to_f16(values, d, page + token, kPageTokens);
   }
 
-  Slot slot(int row, int index, int head) {
+  PartialSum slot(int row, int index, int head) {
     const Header& h = s_.plan.header;
     const std::size_t at = static_cast<std::size_t>(s_.first_slot[row] + index) * h.query_heads + head;
     return {s_.slots.sum.data() + at * h.head_size, s_.slots.weight.data() + at, s_.slots.max.data() + at};
@@ -239,7 +243,7 @@ class Runner {
   }
 
   // Joins two partial softmax sums; the first is kept as it is when the other saw no key.
-  void fold(const Slot& into, const Slot& other) {
+  void fold(const PartialSum& into, const PartialSum& other) {
     const int d = static_cast<int>(s_.plan.header.head_size);
     if (*other.weight == 0) return;
     if (*into.weight == 0) {
@@ -248,31 +252,24 @@ class Runner {
       *into.max = *other.max;
       return;
     }
-    const float max = std::max(*into.max, *other.max);
-    const float a = std::exp(*into.max - max), b = std::exp(*other.max - max);
-    for (int i = 0; i < d; ++i) into.sum[i] = into.sum[i] * a + other.sum[i] * b;
-    *into.weight = *into.weight * a + *other.weight * b;
-    *into.max = max;
+    k_.fold(into, other, d);
   }
 
-  // Outputs [32 block, 32 block + 32) of a matrix for some rows; zero beyond its last tile.
-  void columns(int index, int block, Range rows, float* out) {
+  // Outputs of one tile of a matrix for some rows, kBlock apart; zero beyond its last tile.
+  void columns(int index, int tile, Range rows, float* out) {
     const Matrix& w = s_.plan.matrices[index];
     const int count = rows.end - rows.begin;
-    for (int half = 0; half < 2; ++half) {
-      const int tile = 2 * block + half;
-      if (tile < w.tiles) {
-        matmul(index)(w.data + w.tile_bytes * tile, w.padded_columns, s_.normed.view(), rows.begin, count,
-                      out + half * kTileColumns, kBlock);
-        continue;
-      }
-      for (int i = 0; i < count; ++i) std::fill_n(out + i * kBlock + half * kTileColumns, kTileColumns, 0.0f);
+    if (tile < w.tiles) {
+      matmul(index)(w.tile(tile), w.padded_columns, in_.normed.view(), rows.begin, count, out, kBlock);
+      return;
     }
+    for (int i = 0; i < count; ++i) std::fill_n(out + i * kBlock, kTileColumns, 0.0f);
   }
 
   Step& s_;
   const OpRecord& op_;
   const Kernels& k_;
+  Inputs& in_;
   float* scratch_;
 };
 
@@ -309,10 +306,10 @@ int chunk_count(const Step& step, const OpRecord& op, int threads) {
   }
 }
 
-void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker) {
-  Runner runner(step, op, worker);
+void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker, Inputs& inputs) {
+  Runner runner(step, op, worker, inputs);
   const int rows = static_cast<int>(step.tokens.size());
-  const Range row_range = part(rows, chunk, chunks);
+  const Range row_range = row_part(rows, chunk, chunks);
   switch (op.kind) {
     case OpKind::kRopeTable:
       return runner.rope_table(row_range);
@@ -327,7 +324,7 @@ void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker
     case OpKind::kMerge:
       return runner.merge(row_range);
     case OpKind::kGatherNorm:
-      return runner.gather_norm(part(static_cast<int>(step.wanted_rows.size()), chunk, chunks));
+      return runner.gather_norm(row_part(static_cast<int>(step.wanted_rows.size()), chunk, chunks));
     case OpKind::kLogits:
       return runner.logits(part(matrix_tiles(step, op), chunk, chunks));
     case OpKind::kQkv: {

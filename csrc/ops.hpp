@@ -27,6 +27,7 @@ constexpr int kQkvRows = 32;    // rows of one head's output held in scratch for
 
 // How many chunks an operator is cut into for the current step; any split gives the same result.
 int chunk_count(const Step& step, const OpRecord& op, int threads);
-void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker);
+// `inputs`: where norms and merges write and products read.
+void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker, Inputs& inputs);
 
 }  // namespace sixfold

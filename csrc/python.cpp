@@ -349,6 +349,7 @@ void bind_kernels(nb::module_& module) {
     require(record_bytes.size() == sizeof(matrix.record), "a matrix record has another size");
     std::memcpy(&matrix.record, record_bytes.data(), sizeof(matrix.record));
     matrix.tile_bytes = tile_bytes(matrix.record);
+    matrix.record.stride = static_cast<std::uint32_t>(matrix.tile_bytes);
     matrix.data = tiles.data();
     require(row >= 0 && (row / kTileColumns + 1) * matrix.tile_bytes <= tiles.size(), "no such row");
     require(out.size() == matrix.record.columns, "out has the wrong length");
@@ -388,11 +389,13 @@ void bind_kernels(nb::module_& module) {
           kernels.to_f16(v.data() + static_cast<std::size_t>(key) * d, d, page + (kPageTokens + key % kPageTokens) * d,
                          1);
         }
+        require(rows <= kMaxAttentionRows, "more rows than an attention job takes");
         std::vector<float> weight(rows), max(rows);
+        Buffer<float> scratch(attention_scratch(rows, d));
         const int group = rows / tokens;
         AttentionJob job{q.data(),   group * d,     tokens,    group,  d, pool.data(),
                          stride,     table.data(),  position,  window, 0, position + tokens,
-                         out.data(), weight.data(), max.data()};
+                         out.data(), weight.data(), max.data(), scratch.data()};
         kernels.attention(job);
         for (int r = 0; r < rows; ++r)
           for (int i = 0; i < d; ++i) out.data()[static_cast<std::size_t>(r) * d + i] /= weight[r];

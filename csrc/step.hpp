@@ -14,7 +14,7 @@ namespace sixfold {
 
 // Keys of one attention split. Splits lie at multiples of it, whatever the batch or the threads, and their partial
 // results are folded in order: that fixes the order of every addition.
-constexpr int kSplitKeys = 128;
+constexpr int kSplitKeys = 256;
 
 // A zeroed block of floats, int8 or int32, aligned to 64 bytes.
 template <typename T>
@@ -41,8 +41,8 @@ class ActivationBuffer {
 
  private:
   Buffer<std::int8_t> q_;
-  Buffer<float> scale_, scaled_sum_, f32_;
-  Buffer<std::int32_t> sum8_;
+  Buffer<float> scale_, sum_, half_sum_, f32_;
+  Buffer<std::int32_t> start_, half_start_;
   Activations view_;
 };
 
@@ -66,6 +66,18 @@ struct Slots {
   Buffer<float> sum, weight, max;
   std::size_t capacity = 0;
 };
+
+constexpr int kLogitRows = 64;  // rows of logits computed at once
+
+// What products read, made by norms and merges: inputs of qkv and gate/up; of o; of the head.
+struct Inputs {
+  Inputs(const Header& header, int rows);
+  ActivationBuffer normed, attended, head_input;
+};
+
+// Up to this many rows every worker makes the inputs of products for itself: cheaper than to wait for another worker to
+// make them, and than to fetch them from its cache.
+constexpr int kOwnRows = 64;
 
 struct Step {
   Step(Plan plan, const Kernels& kernels, int threads, int max_tokens, int pages);
@@ -92,8 +104,9 @@ struct Step {
   Buffer<float> x, y;                        // [rows, hidden_width]: residual stream, projection before its norm
   Buffer<float> q;                           // [rows, query_width]
   std::vector<Buffer<float>> cosine, sine;   // a rope table: [rows, head_size / 2]
-  ActivationBuffer normed, attended, gated;  // inputs of: qkv and gate/up; o; down
-  ActivationBuffer head_input;               // [kLogitRows, hidden_width]
+  Inputs shared;
+  std::vector<Inputs> own;  // one a worker, for kOwnRows rows
+  ActivationBuffer gated;   // input of down
   Slots slots;
   std::vector<Buffer<float>> scratch;  // one a worker
 
@@ -120,7 +133,5 @@ struct Step {
  public:
   std::uint16_t* pool;
 };
-
-constexpr int kLogitRows = 64;  // rows of logits computed at once
 
 }  // namespace sixfold

@@ -1,5 +1,5 @@
-// Time per operator of a plan. A stamp is taken where an operator is opened: once, by one thread, when all earlier
-// operators are done; so an operator's time is all that passed on the wall until the next one could begin.
+// Time per operator of a plan. A stamp is taken by worker 0 when it comes to an operator, all earlier ones being done;
+// so an operator's time is all that passed on the wall until the next one could begin.
 #pragma once
 
 #include <chrono>

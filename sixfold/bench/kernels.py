@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sixfold.compile.formats import FORMATS, Format
+from sixfold.compile.formats import BYTE, FORMATS, Format
+from sixfold.compile.pack import SUPERBLOCK
 from sixfold.runtime.limits import Limits, Meter
 from sixfold.runtime.products import BUFFER_BYTES, ProductTime, time_products
 
@@ -26,6 +27,12 @@ def types_of(format: Format) -> list[str]:
     return [name for name, packed in FORMATS.items() if packed == format]
 
 
+def whole_columns(columns: int, format: Format) -> int:
+    """The next number of columns that the format can have: K-quants share a float16 among 256."""
+    unit = SUPERBLOCK if format.scale_bytes == BYTE else 1
+    return -(-columns // unit) * unit
+
+
 def measure(
     shapes: Sequence[Shape], formats: Sequence[Format], row_counts: Sequence[int], threads: Sequence[int],
     *, isa: str, rounds: int, report: Callable[[int], None],
@@ -37,9 +44,10 @@ def measure(
         for meter in meters.values():
             meter.round()
         for format in formats:
+            shape = (outputs, whole_columns(columns, format))
             for count in threads:
-                times = time_products(format, outputs, columns, row_counts, isa=isa, threads=count, rounds=rounds)
-                found.append((count, (outputs, columns), format, times))
+                times = time_products(format, *shape, row_counts, isa=isa, threads=count, rounds=rounds)
+                found.append((count, shape, format, times))
                 report(len(found))
     limits = {count: meter.limits() for count, meter in meters.items()}
     return {

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,14 +19,14 @@ import numpy.typing as npt
 from sixfold import config
 from sixfold.compile.formats import Format
 from sixfold.compile.lower import ACTIVATIONS, KINDS, Op, lower, rope_name
-from sixfold.compile.pack import format_of, pack
+from sixfold.compile.pack import TILE, format_of, pack, tile_bytes
 from sixfold.compile.passes import PASSES, run_passes
 from sixfold.errors import PlanError
 from sixfold.models.network import Hyperparameters, Network, load_network
 from sixfold.weights.model_file import ModelFile
 
-FORMAT_VERSION = 1  # of the file, kPlanVersion in csrc/plan.hpp
-COMPILER_VERSION = 1  # raise it with every change to passes, formats or layouts
+FORMAT_VERSION = 2  # of the file, kPlanVersion in csrc/plan.hpp
+COMPILER_VERSION = 3  # raise it with every change to passes, formats or layouts
 MAGIC = b"SIXFPLAN"
 DATA_OFFSET = 4096
 ALIGNMENT = 64
@@ -41,7 +40,8 @@ HEADER = np.dtype(
 )  # fmt: skip
 MATRIX = np.dtype(
     [("offset", "<u8"), ("bytes", "<u8"), ("rows", "<u4"), ("columns", "<u4"), ("values", "<u4"), ("block", "<u4"),
-     ("scale_bytes", "<u4"), ("minimum", "<u4"), ("vector", "<u4"), ("reserved", "<u4", 3)]
+     ("scale_bytes", "<u4"), ("minimum", "<u4"), ("vector", "<u4"), ("stride", "<u4"),
+     ("reserved", "<u4", 2)]
 )  # fmt: skip
 OP = np.dtype(
     [("kind", "<u4"), ("section", "<u4"), ("matrix", "<i4", 3), ("bias", "<i4", 3), ("norm", "<i4", 2),
@@ -146,16 +146,38 @@ class _Writer:
 
     def matrix(self, name: str) -> int:
         if name not in self.index:
-            weight = self.network.weights[name]
-            self._add(name, weight.shape, format_of(weight), pack(weight), vector=False)
+            self._matrices([name])
         return self.index[name]
+
+    def pair(self, first: str, second: str) -> list[int]:
+        """Two matrices that are read side by side: if they are alike, their tiles alternate, one stream for both."""
+        a, b = self.network.weights[first], self.network.weights[second]
+        fresh = first not in self.index and second not in self.index
+        if fresh and a.shape == b.shape and format_of(a) == format_of(b):
+            self._matrices([first, second])
+        return [self.matrix(first), self.matrix(second)]
+
+    def _matrices(self, names: list[str]) -> None:
+        weights = [self.network.weights[name] for name in names]
+        size = tile_bytes(weights[0])
+        tiles = -(-weights[0].shape[0] // TILE)
+        begin = self._align()
+        for parts in zip(*(pack(weight) for weight in weights), strict=True):
+            self._put(np.stack([part.reshape(-1, size) for part in parts], axis=1) if len(parts) > 1 else parts[0])
+        for place, (name, weight) in enumerate(zip(names, weights, strict=True)):
+            record = _record(weight.shape, format_of(weight), stride=size * len(names))
+            record["offset"], record["bytes"] = begin + size * place, size * len(names) * (tiles - 1) + size
+            self._remember(name, record)
 
     def vector(self, name: str | None) -> int:
         if name is None:
             return -1
         if name not in self.index:
             values = self._values(name)
-            self._add(name, (len(values), 0), Format(0), [values.view(np.uint8)], vector=True)
+            record = _record((len(values), 0), Format(0), stride=0)
+            record["offset"], record["bytes"], record["vector"] = self._align(), values.nbytes, 1
+            self._put(values.view(np.uint8))
+            self._remember(name, record)
         return self.index[name]
 
     def _values(self, name: str) -> npt.NDArray[np.float32]:
@@ -164,27 +186,31 @@ class _Writer:
                 return np.ascontiguousarray(values, np.float32)
         return np.ascontiguousarray(self.network.weights[name].vector(), np.float32)
 
-    def _add(self, name: str, shape: tuple[int, ...], format: Format, parts: Iterable[Bytes], *, vector: bool) -> None:
-        self.file.write(bytes(-self.position % ALIGNMENT))
-        self.position += -self.position % ALIGNMENT
-        record = np.zeros((), MATRIX)
-        record["offset"] = self.position
-        record["rows"], record["columns"] = shape
-        record["values"], record["block"] = format.values, format.block
-        record["scale_bytes"], record["minimum"], record["vector"] = format.scale_bytes, format.minimum, vector
-        for part in parts:
-            self.file.write(part.data)
-            self.position += part.nbytes
-        record["bytes"] = self.position - int(record["offset"])
+    def _align(self) -> int:
+        """Pads to the alignment; where the next tensor begins."""
+        self._put(np.zeros(-self.position % ALIGNMENT, np.uint8))
+        return self.position
+
+    def _put(self, part: Bytes) -> None:
+        self.file.write(part.data)
+        self.position += part.nbytes
+
+    def _remember(self, name: str, record: np.ndarray[Any, np.dtype[np.void]]) -> None:
         self.index[name] = len(self.records)
         self.records.append(record)
 
 
+def _record(shape: tuple[int, ...], format: Format, stride: int) -> np.ndarray[Any, np.dtype[np.void]]:
+    record = np.zeros((), MATRIX)
+    record["rows"], record["columns"], record["stride"] = *shape, stride
+    record["values"], record["block"] = format.values, format.block
+    record["scale_bytes"], record["minimum"] = format.scale_bytes, format.minimum
+    return record
+
+
 def matrix_record(rows: int, columns: int, format: Format) -> Bytes:
     """The record of one packed matrix by itself, as the native kernels take it in tests."""
-    record = np.zeros((), MATRIX)
-    record["rows"], record["columns"], record["values"], record["block"] = rows, columns, format.values, format.block
-    record["scale_bytes"], record["minimum"] = format.scale_bytes, format.minimum
+    record = _record((rows, columns), format, stride=0)
     return np.frombuffer(record.tobytes(), np.uint8)
 
 
@@ -232,7 +258,7 @@ def _sizes(hyper: Hyperparameters) -> dict[str, int]:
 def _fill(record: np.void, op: Op, writer: _Writer) -> None:
     record["kind"], record["section"] = KINDS.index(op.kind), int(op.head)
     for field, indices in (
-        ("matrix", [writer.matrix(name) for name in op.matrices]),
+        ("matrix", writer.pair(*op.matrices) if op.kind == "gate_up_act" else [writer.matrix(m) for m in op.matrices]),
         ("bias", [writer.vector(name) for name in op.biases]),
         ("norm", [writer.vector(name) for name in op.norms]),
     ):

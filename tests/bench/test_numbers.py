@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sixfold.bench import profile
 from sixfold.bench.fit import fit
-from sixfold.bench.kernels import described, formats_named, types_of
+from sixfold.bench.kernels import described, formats_named, types_of, whole_columns
 from sixfold.bench.percentiles import milliseconds, percentile
 from sixfold.compile.formats import FORMATS
 from sixfold.runtime.limits import Limits
@@ -67,5 +67,9 @@ def test_a_product_is_bound_by_the_slower_of_reading_and_multiplying() -> None:
 
 
 def test_types_that_are_packed_alike_are_measured_once() -> None:
-    assert formats_named(["Q8_0", "Q5_0", "F16"]) == [FORMATS["Q8_0"], FORMATS["F16"]]
-    assert types_of(FORMATS["Q8_0"]) == ["Q5_0", "Q8_0", "IQ4_NL"]
+    assert formats_named(["Q8_0", "IQ4_NL", "F16"]) == [FORMATS["Q8_0"], FORMATS["F16"]]
+    assert types_of(FORMATS["Q8_0"]) == ["Q8_0", "IQ4_NL"]
+
+
+def test_k_quants_have_whole_super_blocks() -> None:
+    assert [whole_columns(576, FORMATS[kind]) for kind in ("Q4_K", "Q4_0", "F32")] == [768, 576, 576]

@@ -49,14 +49,14 @@ def test_a_meter_gives_medians_of_its_rounds(monkeypatch: pytest.MonkeyPatch) ->
     assert found.cache_bytes == 2 * limits.CACHE_BYTES
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q2_K"])
-@pytest.mark.parametrize("isa", ["scalar", "auto"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q6_K", "Q8_0", "Q2_K"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "auto"])
 def test_products_of_every_kind_of_format(kind: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "BUFFER_BYTES", 1 << 16)
     monkeypatch.setattr(products, "RUN_MACS", 1e5)
-    times = products.time_products(FORMATS[kind], 40, 96, (1, 3, 200), isa=isa, threads=2, rounds=2)
+    times = products.time_products(FORMATS[kind], 40, 256, (1, 3, 200), isa=isa, threads=2, rounds=2)
     assert [time.rows for time in times] == [1, 3, 200]
-    assert [time.macs for time in times] == [40 * 96, 3 * 40 * 96, 200 * 40 * 96]
+    assert [time.macs for time in times] == [40 * 256, 3 * 40 * 256, 200 * 40 * 256]
     assert all(np.isfinite(time.seconds) and time.seconds > 0 for time in times)
-    one = _native.Product(matrix_record(40, 96, FORMATS[kind]), isa, 1, 1)
+    one = _native.Product(matrix_record(40, 256, FORMATS[kind]), isa, 1, 1)
     assert one.tiles == 3 and {time.weight_bytes for time in times} == {3 * one.tile_bytes}
