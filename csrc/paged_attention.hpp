@@ -128,11 +128,12 @@ class PagedAttention {
     }
   }
 
-  // The pages that the next run has in the place of these; pages lie apart, where no hardware prefetcher follows.
+  // The pages that the next run has in the place of these, be it of this job or of the next split; pages lie apart, where
+  // no hardware prefetcher follows.
   void prefetch(const Run& run, int first, int count) const {
     for (int i = first; i < first + count; ++i) {
       const int next = run.start / kPageTokens + run.first + i + kRunPages;
-      if (next * kPageTokens >= job_.end) return;
+      if (next * kPageTokens >= job_.position + job_.tokens) return;
       const char* at = reinterpret_cast<const char*>(page(next));
       for (int byte = 0; byte < 4 * kPageTokens * d_; byte += 64) V::prefetch(at + byte);
     }

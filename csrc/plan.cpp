@@ -54,9 +54,10 @@ Matrix read_matrix(const MatrixRecord& record, const std::uint8_t* data, std::ui
   matrix.tile_bytes = tile_bytes(record);
   matrix.tiles = static_cast<int>(round_up(record.rows, kTileColumns) / kTileColumns);
   matrix.padded_columns = static_cast<int>(round_up(record.columns, kBlock));
-  const auto steps = static_cast<std::uint64_t>(matrix.tiles) - 1;
+  require(record.bytes == matrix.tile_bytes * static_cast<std::uint64_t>(matrix.tiles), "a matrix's size is wrong");
   require(record.stride >= matrix.tile_bytes && record.stride % 32 == 0, "a matrix's tiles overlap");
-  require(record.bytes == record.stride * steps + matrix.tile_bytes, "a matrix's size is wrong");
+  const std::uint64_t reach = record.stride * (static_cast<std::uint64_t>(matrix.tiles) - 1) + matrix.tile_bytes;
+  require(inside(record.offset, reach, data_bytes), "a matrix lies outside the file");
   return matrix;
 }
 

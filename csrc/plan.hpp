@@ -26,7 +26,7 @@ enum class Minimum : std::uint32_t { kZeroPoint = 0, kExplicit = 1 };
 
 struct MatrixRecord {
   std::uint64_t offset;  // from the start of data
-  std::uint64_t bytes;
+  std::uint64_t bytes;   // of its own tiles
   std::uint32_t rows;     // outputs, N
   std::uint32_t columns;  // inputs, K
   Values values;

@@ -69,7 +69,7 @@ Section::Weights Section::weights_of(const OpRecord& op) const {
     if (index < 0) continue;
     const Matrix& matrix = step_.plan.matrices[index];
     begin = begin ? std::min(begin, matrix.data) : matrix.data;
-    end = std::max(end, matrix.data + matrix.record.bytes);
+    end = std::max(end, matrix.tile(matrix.tiles - 1) + matrix.tile_bytes);
   }
   return {begin, static_cast<std::size_t>(end - begin)};
 }

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sixfold.compile.formats import EXPLICIT_MINIMUM, FORMATS, INT4
-from sixfold.compile.pack import BLOCK, TILE
+from sixfold.compile.formats import FORMATS
+from sixfold.compile.pack import packed_bytes
 from sixfold.engine.chat_template import ChatTemplate
 from sixfold.engine.kv_cache import pages_for
 from sixfold.errors import SixfoldError
@@ -106,14 +106,7 @@ def _packed_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor in a plan; a vector is float32 there."""
     if len(tensor.shape) == 1:
         return 4 * tensor.shape[0]
-    rows, columns = tensor.shape
-    rows, columns = -(-rows // TILE) * TILE, -(-columns // BLOCK) * BLOCK
-    format = FORMATS[tensor.type]
-    if not format.quantised:
-        return rows * columns * (4 if tensor.type == "F32" else 2)
-    scales = 2 if format.minimum == EXPLICIT_MINIMUM else 1
-    values = rows * columns // (2 if format.values == INT4 else 1)
-    return values + rows * (columns // format.block) * format.scale_bytes * scales
+    return packed_bytes(FORMATS[tensor.type], tensor.shape)
 
 
 def _formats(network: Network) -> tuple[FormatUse, ...]:

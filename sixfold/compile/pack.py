@@ -39,9 +39,8 @@ def format_of(weight: Weight) -> Format:
     return FORMATS[weight.tensor.type]
 
 
-def tile_bytes(weight: Weight) -> int:
-    """Bytes of one tile of a matrix."""
-    format, columns = format_of(weight), weight.shape[1]
+def tile_bytes(format: Format, columns: int) -> int:
+    """Bytes of one tile, 16 outputs of a matrix with so many inputs."""
     padded = columns + -columns % BLOCK
     if not format.quantised:
         return padded * TILE * {F32: 4, F16: 2, BF16: 2}[format.values]
@@ -49,6 +48,11 @@ def tile_bytes(weight: Weight) -> int:
     block = TILE * BLOCK * format.bits // 8 + kinds * TILE * (BLOCK // format.block) * format.scale_bytes
     heads = padded // SUPERBLOCK * kinds * TILE * HALF if format.scale_bytes == BYTE else 0
     return padded // BLOCK * block + heads
+
+
+def packed_bytes(format: Format, shape: tuple[int, ...]) -> int:
+    """Bytes of a whole matrix [outputs, inputs]."""
+    return -(-shape[0] // TILE) * tile_bytes(format, shape[1])
 
 
 def pack(weight: Weight) -> Iterator[Bytes]:

@@ -19,14 +19,14 @@ import numpy.typing as npt
 from sixfold import config
 from sixfold.compile.formats import Format
 from sixfold.compile.lower import ACTIVATIONS, KINDS, Op, lower, rope_name
-from sixfold.compile.pack import TILE, format_of, pack, tile_bytes
+from sixfold.compile.pack import format_of, pack, packed_bytes, tile_bytes
 from sixfold.compile.passes import PASSES, run_passes
 from sixfold.errors import PlanError
 from sixfold.models.network import Hyperparameters, Network, load_network
 from sixfold.weights.model_file import ModelFile
 
 FORMAT_VERSION = 2  # of the file, kPlanVersion in csrc/plan.hpp
-COMPILER_VERSION = 3  # raise it with every change to passes, formats or layouts
+COMPILER_VERSION = 4  # raise it with every change to passes, formats or layouts
 MAGIC = b"SIXFPLAN"
 DATA_OFFSET = 4096
 ALIGNMENT = 64
@@ -159,14 +159,13 @@ class _Writer:
 
     def _matrices(self, names: list[str]) -> None:
         weights = [self.network.weights[name] for name in names]
-        size = tile_bytes(weights[0])
-        tiles = -(-weights[0].shape[0] // TILE)
+        size = tile_bytes(format_of(weights[0]), weights[0].shape[1])
         begin = self._align()
         for parts in zip(*(pack(weight) for weight in weights), strict=True):
             self._put(np.stack([part.reshape(-1, size) for part in parts], axis=1) if len(parts) > 1 else parts[0])
         for place, (name, weight) in enumerate(zip(names, weights, strict=True)):
             record = _record(weight.shape, format_of(weight), stride=size * len(names))
-            record["offset"], record["bytes"] = begin + size * place, size * len(names) * (tiles - 1) + size
+            record["offset"], record["bytes"] = begin + size * place, packed_bytes(format_of(weight), weight.shape)
             self._remember(name, record)
 
     def vector(self, name: str | None) -> int:
