@@ -26,6 +26,7 @@ class Limits:
     weights_bytes: float | None  # reading a buffer as large as the weights of the model in question
     integer_macs: dict[str, float]  # an instruction set
     float_macs: dict[str, float]
+    noise: float = 1.0  # the best round over the median, of the measurement where that is largest: 1 on a quiet machine
 
     @property
     def best_integer(self) -> float:
@@ -85,4 +86,5 @@ class Meter:
             weights_bytes=median.get("weights"),
             integer_macs={isa: median[f"integer {isa}"] for isa in self._isas},
             float_macs={isa: median[f"float {isa}"] for isa in self._isas},
+            noise=max(max(values) / median[name] for name, values in self._found.items()),
         )

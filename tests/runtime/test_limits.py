@@ -46,6 +46,7 @@ def test_a_meter_gives_medians_of_its_rounds(monkeypatch: pytest.MonkeyPatch) ->
     found = meter.limits()
     assert found.best_integer == 3.0 and found.best_float == 7.0
     assert found.bandwidth == 1000 and found.ram_bytes == limits.RAM_BYTES
+    assert found.noise == pytest.approx(5 / 3)
     assert found.cache_bytes == 2 * limits.CACHE_BYTES
 
 

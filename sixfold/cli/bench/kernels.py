@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sixfold.cli import console
-from sixfold.cli.bench.output import Output, circumstances, finish, percent
+from sixfold.cli.bench.output import Output, circumstances, finish, percent, warn_of_noise
 from sixfold.cli.options import AcceptLicense, Isa, Json, Model, Threads, numbers
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _print(result: dict[str, Any]) -> None:
         ],
         note="Each in a loop that does nothing else; multiply-accumulates in registers.",
     )  # fmt: skip
+    warn_of_noise(max(one["noise"] for one in result["limits"]))
     for name in dict.fromkeys(product["format"] for product in result["products"]):
         products = [product for product in result["products"] if product["format"] == name]
         typer.echo()

@@ -11,7 +11,7 @@ import typer
 
 from sixfold.cli import console
 from sixfold.cli.bench.loading import load, of
-from sixfold.cli.bench.output import Output, finish, percent, rate
+from sixfold.cli.bench.output import Output, finish, percent, rate, warn_of_noise
 from sixfold.cli.options import AcceptLicense, Isa, Json, KVMemory, Model, Threads, numbers
 
 if TYPE_CHECKING:
@@ -126,3 +126,4 @@ def _print_profiles(result: dict[str, Any]) -> None:
         f"Limits here and now, {limits['threads']} threads: weights read at {bandwidth / 1e9:.1f} GB/s, "
         f"{integer:.0f} int8 and {floating:.0f} float GMAC/s."
     )
+    warn_of_noise(limits["noise"])

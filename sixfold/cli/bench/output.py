@@ -19,6 +19,8 @@ from sixfold.cli import console
 from sixfold.cli.options import numbers
 from sixfold.errors import ConfigError
 
+NOISY = 1.3  # limits of a quiet machine agree better than that
+
 Output = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write the JSON into this file.")]
 
 
@@ -67,6 +69,12 @@ def number_range(text: str, option: str) -> tuple[int, int]:
     if len(values) > 2 or values[0] > values[-1]:
         raise typer.BadParameter(f"{text!r} is no range; write 16,128", param_hint=option)
     return values[0], values[-1]
+
+
+def warn_of_noise(noise: float) -> None:
+    """Says when the measured limits, and so all shares of them, are not to be trusted."""
+    if noise > NOISY:
+        typer.echo(f"This machine was busy with something else: limits varied by up to {noise:.1f} x between rounds.")
 
 
 def percent(share: float | None) -> str:
