@@ -26,8 +26,10 @@ inline void pause() {
 
 // Spinning covers the gaps inside a step and the Python between two steps; beyond that a worker sleeps.
 constexpr auto kSpin = std::chrono::microseconds(200);
-// A thread that waits for others' chunks yields now and then: the one that holds the last may need this very core.
-constexpr int kSpinsBeforeYield = 2000;
+// A thread that waits long for others' chunks naps: the one that holds the last may need this very core, and the system
+// moves it here only when the core is idle.
+constexpr int kSpinsBeforeNap = 4000;
+constexpr auto kNap = std::chrono::microseconds(10);
 
 }  // namespace
 
@@ -92,9 +94,12 @@ bool Team::finish(int worker, std::uint64_t opened, int op) {
     for (int i = 0; i < lane_count_; ++i) done += lanes_[i].done.load(std::memory_order_acquire);
     if (done >= operations_[op].done_after.load(std::memory_order_acquire)) return true;
     if (run_.load(std::memory_order_relaxed) != opened) return false;
-    work->idle(op, worker, round);
-    pause();
-    if (round % kSpinsBeforeYield == kSpinsBeforeYield - 1) std::this_thread::yield();
+    if (round < kSpinsBeforeNap) {
+      work->idle(op, worker, round);
+      pause();
+    } else {
+      std::this_thread::sleep_for(kNap);
+    }
   }
 }
 
