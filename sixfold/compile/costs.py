@@ -5,7 +5,6 @@ Owns: bytes of matrices and multiply-accumulates a row. Must not know: how long 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +43,7 @@ def operator_costs(plan: Plan) -> list[OperatorCost]:
     for record in operators:
         kind, section = KINDS[int(record["kind"])], int(record["section"])
         used = [matrices[i] for i in record["matrix"] if i >= 0]
-        size = _covered(used)
+        size = sum(int(matrix["bytes"]) for matrix in used)
         looks_up = kind == "embed"
         costs.append(
             OperatorCost(
@@ -79,15 +78,6 @@ def matrix_shapes(plan: Plan) -> list[MatrixShape]:
 def weight_bytes(plan: Plan) -> int:
     """Bytes of weights that a step with logits reads, whatever its rows."""
     return sum(cost.weight_bytes for cost in operator_costs(plan))
-
-
-def _covered(matrices: Sequence[Any]) -> int:
-    """Bytes that some matrices take up together; the tiles of two may alternate in one range."""
-    end = size = 0
-    for begin, length in sorted((int(m["offset"]), int(m["bytes"])) for m in matrices):
-        size += max(0, begin + length - max(begin, end))
-        end = max(end, begin + length)
-    return size
 
 
 def _records(data: Bytes) -> tuple[Any, Any]:
