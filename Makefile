@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= smollm2
+RESULTS ?= benchmarks/results
 VENV := .venv
 BIN := $(VENV)/bin
 # What the built package depends on; Python files are used in place.
@@ -17,6 +18,7 @@ chat: $(VENV)/.installed
 	@$(BIN)/sixfold chat $(MODEL)
 
 test: $(VENV)/.dev
+	scripts/valgrind
 	$(BIN)/sixfold pull smollm2
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -32,8 +34,9 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.installed
-	$(BIN)/sixfold bench latency $(MODEL)
-	$(BIN)/sixfold bench throughput $(MODEL)
+	$(BIN)/sixfold bench kernels $(MODEL) --formats model --output $(RESULTS)/kernels.json
+	$(BIN)/sixfold bench latency $(MODEL) --profile --output $(RESULTS)/profile.json
+	$(BIN)/sixfold bench throughput $(MODEL) --output $(RESULTS)/throughput.json
 
 $(VENV)/.installed: $(NATIVE) scripts/setup
 	scripts/setup $(PYTHON) $(VENV)

@@ -15,6 +15,7 @@
 
 #include "executor.hpp"
 #include "kernels.hpp"
+#include "limits.hpp"
 #include "sampling.hpp"
 
 namespace nb = nanobind;
@@ -275,6 +276,52 @@ void bind_executor(nb::module_& module) {
       .def_prop_ro("vocab_size", [](const Executor& self) { return self.header().vocabulary; });
 }
 
+// What `sixfold bench` measures the kernels against.
+void bind_limits(nb::module_& module) {
+  using namespace sixfold;
+  const auto check = [](int threads) { require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024"); };
+  module.def(
+      "limit_read_bandwidth",
+      [check](std::size_t bytes, int threads, int repeats) {
+        check(threads);
+        require(bytes >= 1 && bytes <= std::size_t{1} << 40 && repeats >= 1, "bytes and repeats must be at least 1");
+        nb::gil_scoped_release release;
+        return read_bandwidth(bytes, threads, repeats);
+      },
+      nb::arg("bytes"), nb::arg("threads"), nb::arg("repeats"), "Bytes a second, for each pass over the buffer.");
+  for (const bool integer : {true, false})
+    module.def(
+        integer ? "limit_integer_macs" : "limit_float_macs",
+        [check, integer](const std::string& isa, int threads) {
+          check(threads);
+          nb::gil_scoped_release release;
+          return (integer ? integer_macs : float_macs)(isa.c_str(), threads);
+        },
+        nb::arg("isa"), nb::arg("threads"), "Multiply-accumulates a second in registers, all threads together.");
+  nb::class_<Product>(module, "Product")
+      .def(
+          "__init__",
+          [check](Product* self, Bytes record_bytes, const std::string& isa, int rows, int threads) {
+            check(threads);
+            MatrixRecord record;
+            require(record_bytes.size() == sizeof(record), "a matrix record has another size");
+            std::memcpy(&record, record_bytes.data(), sizeof(record));
+            require(record.rows >= 1 && record.columns >= 1 && rows >= 1 && rows <= 1 << 16, "a side of 0");
+            new (self) Product(record, isa.c_str(), rows, threads);
+          },
+          nb::arg("record"), nb::arg("isa"), nb::arg("rows"), nb::arg("threads"))
+      .def_prop_ro("tiles", &Product::tiles)
+      .def_prop_ro("tile_bytes", &Product::bytes)
+      .def(
+          "run",
+          [](Product& self, int rows, int tiles) {
+            require(rows >= 1 && rows <= self.rows() && tiles >= 1, "rows or tiles out of range");
+            nb::gil_scoped_release release;
+            return self.run(rows, tiles);
+          },
+          nb::arg("rows"), nb::arg("tiles"), "Seconds of a product of `rows` rows with the next `tiles` tiles.");
+}
+
 // Single kernels, for the tests that compare every instruction set with the numpy reference.
 void bind_kernels(nb::module_& module) {
   using namespace sixfold;
@@ -362,4 +409,5 @@ NB_MODULE(_native, module) {
   bind_sampling(module);
   bind_executor(module);
   bind_kernels(module);
+  bind_limits(module);
 }

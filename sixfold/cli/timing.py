@@ -9,15 +9,32 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from sixfold.compile.costs import weight_bytes
 from sixfold.config import EngineConfig
 from sixfold.engine.llm import LLM
 from sixfold.engine.loader import LoadedEngine, load_engine
 from sixfold.errors import InvalidRequestError
+from sixfold.runtime.limits import Meter
+from sixfold.runtime.native import NativeExecutor
+from sixfold.runtime.profile import KindTotal, Recorder, decodes
 from sixfold.types import FinishedStats, SamplingParams, StepStats
 
 Report = Callable[[int], None]
+Phase = Literal["decode", "prefill"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of the steps of one phase went. Seconds over all of them."""
+
+    steps: int
+    rows: int
+    step_seconds: float
+    executor_seconds: float
+    totals: list[KindTotal]
 
 
 class Watch:
@@ -25,6 +42,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.report: Report = lambda finished: None
+        self.duration: Callable[[float], None] = lambda seconds: None  # told of every step
         self.reset()
 
     def reset(self) -> None:
@@ -35,6 +53,7 @@ class Watch:
     def on_step(self, stats: StepStats, /) -> None:
         self.first += stats.first_token_latencies
         self.between += stats.inter_token_latencies
+        self.duration(stats.duration)
 
     def on_request_finished(self, stats: FinishedStats, /) -> None:
         self.finished += 1
@@ -60,6 +79,7 @@ class Bench:
         self.model = loaded.name
         self.threads = getattr(executor, "threads", None)
         self.isa = getattr(executor, "isa", None)
+        self._runner = loaded.core.runner
         self._limits = loaded.core.limits
         self._llm = LLM.from_loaded(loaded)
         self._watch = watch
@@ -113,6 +133,40 @@ class Bench:
             "ttft_ms": 1000 * statistics.median(self._watch.first),
             "inter_token_ms": 1000 * statistics.median(self._watch.between or [0.0]),
         }
+
+    def meter(self) -> Meter:
+        """Of this machine's limits with the threads and the size of this model."""
+        executor = self._executor()
+        return Meter(executor.threads, weight_bytes(executor.plan))
+
+    def profile(self, phase: Phase, length: int, batch: int, new_tokens: int, repeats: int) -> Profile:
+        """Steps of one phase: those in which every sequence runs one token (decode), or all others (prefill)."""
+        self._check(length + new_tokens)
+        self._warm()
+        executor = self._executor()
+        recorder = Recorder(executor, decodes if phase == "decode" else lambda batch: not decodes(batch))
+        durations: list[float] = []
+        self._watch.duration = lambda seconds: durations.append(seconds) if recorder.noting else None
+        self._runner.executor = recorder
+        try:
+            for index in range(repeats):
+                prompts = self._prompts([length] * batch, random.Random(index))
+                self._run(prompts, [new_tokens if phase == "decode" else 1] * batch)
+        finally:
+            self._runner.executor = executor
+            self._watch.duration = lambda seconds: None
+        steps = recorder.steps
+        if not steps:
+            raise InvalidRequestError(
+                f"No {phase} step was run", cause="a prompt of one token is run like a decode step",
+                remedy="Use --prompt-tokens of at least 2",
+            )  # fmt: skip
+        return Profile(len(steps), steps.rows, sum(durations), steps.seconds, recorder.totals())
+
+    def _executor(self) -> NativeExecutor:
+        executor = self._runner.executor
+        assert isinstance(executor, NativeExecutor)
+        return executor
 
     def _warm(self) -> None:
         """Starts the threads and reads the weights from disk."""

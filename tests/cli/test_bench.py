@@ -1,6 +1,21 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+
+from sixfold.bench import server_process
+from sixfold.errors import ConfigError
+from sixfold.runtime import limits, products
+
+
+@pytest.fixture(autouse=True)
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates mean nothing then, and are measured in no time."""
+    monkeypatch.setattr(limits, "RAM_BYTES", 1 << 20)
+    monkeypatch.setattr(products, "BUFFER_BYTES", 1 << 14)
+    monkeypatch.setattr(products, "RUN_MACS", 1e4)
 
 
 def test_latency(sixfold_json, chat_model: str) -> None:
@@ -19,9 +34,96 @@ def test_throughput_is_of_the_load_that_was_asked_for(sixfold_json, chat_model: 
     assert one["new_tokens_per_second"] == pytest.approx(one["new_tokens"] / one["seconds"])
 
 
+def test_a_profile_names_every_operator_and_the_limits(sixfold_json, chat_model: str) -> None:
+    shape = ("--prompt-tokens", "8", "--batch", "1,3", "--new-tokens", 4, "--repeats", 2)
+    found = sixfold_json("bench", "latency", chat_model, "--profile", *shape)
+    assert found["limits"]["threads"] == found["threads"] and found["limits"]["weights_bytes"] > 0
+    profiles = {(one["phase"], one["batch"]): one for one in found["profiles"]}
+    assert profiles["decode", 3]["steps"] == 6 and profiles["decode", 3]["rows_per_step"] == 3
+    assert profiles["prefill", 1]["steps"] == 2 and profiles["prefill", 3]["rows_per_step"] == 24
+    for one in profiles.values():
+        names = {operator["operator"] for operator in one["operators"]}
+        assert {"qkv_rope_kv", "attention", "gate_up_act", "matmul_add", "logits"} <= names
+        inside = sum(operator["ms_per_step"] for operator in one["operators"])
+        assert inside + one["between_operators_ms"] + one["outside_executor_ms"] == pytest.approx(one["ms_per_step"])
+        assert one["outside_executor_ms"] > 0 and 0 < one["share_of_limit"] < 1
+
+
+def test_the_profile_of_a_phase_that_never_runs_is_refused(sixfold, chat_model: str) -> None:
+    result = sixfold("bench", "latency", chat_model, "--profile", "--prompt-tokens", 1, "--batch", 1)
+    assert result.exit_code == 1 and "No prefill step" in result.output
+
+
+def test_kernels(sixfold_json, chat_model: str, tmp_path: Path) -> None:
+    file = tmp_path / "results" / "kernels.json"
+    shape = ("--rows", "1,5", "--formats", "q4_1,F16", "--repeats", 1, "--threads", 2)
+    found = sixfold_json("bench", "kernels", chat_model, *shape, "--output", file)
+    assert json.loads(file.read_text()) == found
+    assert [one["threads"] for one in found["limits"]] == [1, 2]
+    assert {one["format"] for one in found["products"]} == {"int4/32 f16+min", "f16"}
+    assert {(one["rows"], one["threads"]) for one in found["products"]} == {(1, 1), (5, 1), (1, 2), (5, 2)}
+    assert {(one["outputs"], one["columns"]) for one in found["products"]} >= {(96, 64), (64, 96), (320, 64)}
+    assert all(one["gmac_per_second"] > 0 and one["share_of_limit"] > 0 for one in found["products"])
+
+
+def test_growth(sixfold_json, chat_model: str, base_model: str) -> None:
+    shape = ("--batch", "1,2,4", "--context", "16,600", "--repeats", 2, "--kv-memory", "1M")
+    found = sixfold_json("bench", "growth", chat_model, base_model, *shape)
+    first, second = found["models"]
+    assert [(step["batch"], step["context"]) for step in first["steps"]] == [(1, 16), (2, 16), (4, 16), (1, 600)]
+    assert [(step["batch"], step["context"]) for step in second["steps"]] == [(1, 16)]
+    assert all(found["fits"][name]["exponent"] is not None for name in ("batch", "context", "weights"))
+    assert found["skipped"] == []
+    small = sixfold_json("bench", "growth", chat_model, *shape[:-1], "30K")
+    assert {"batch": 1, "context": 600} in small["skipped"], "a context beyond the KV memory is named"
+
+
+def test_a_plot_needs_matplotlib_and_says_so_first(sixfold, chat_model: str, tmp_path: Path) -> None:
+    command = ("bench", "growth", chat_model, "--batch", "1,2", "--context", "16,40", "--plot", tmp_path / "a/plot.svg")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        result = sixfold(*command)
+        assert result.exit_code == 1 and "sixfold[bench]" in result.output
+    else:
+        assert sixfold(*command).exit_code == 0 and (tmp_path / "a/plot.svg").stat().st_size > 1000
+
+
+def test_serve_starts_a_server_loads_it_and_stops_it(sixfold_json, chat_model: str) -> None:
+    shape = ("--prompt-tokens", "4,9", "--new-tokens", "2,6", "--token-ids", "1,200", "--requests", 6)
+    found = sixfold_json("bench", "serve", chat_model, "--clients", 3, *shape, "--server-args", "--kv-memory 4M")
+    assert (found["clients"], found["requests"], found["failures"], found["wrong_lengths"]) == (3, 6, 0, 0)
+    assert found["results"][0]["ttft_ms"] == found["ttft_ms"] and set(found["ttft_ms"]) == {"p50", "p95", "p99"}
+    assert 12 <= found["output_tokens"] <= 36 and found["output_tokens_per_second"] > 0
+
+
+def test_serve_asks_a_server_that_runs(sixfold, sixfold_json, chat_model: str) -> None:
+    with server_process.serving(chat_model, ["--kv-memory", "4M"]) as url:
+        shape = ("--new-tokens", 2, "--prompt-tokens", 8, "--requests", 3)
+        loads = sixfold_json("bench", "serve", "--url", f"{url}/v1", "--clients", "1,2", "--text", *shape)
+        assert [one["failures"] for one in loads["results"]] == [0, 0] and "clients" not in loads
+        cold = ("--ttft-cold", "4,16", "--token-ids", "1,200", "--budget-ms", 60_000)
+        found = sixfold_json("bench", "serve", "--url", url, *cold, *shape)
+        assert [one["requests"] for one in found["cold"]] == [3, 3] and found["tokens_within_budget"] == 16
+        shown = sixfold("bench", "serve", "--url", url, *cold, *shape).stdout
+        assert "Within 60000 ms: 16 tokens." in shown
+        assert "tokens/s" in sixfold("bench", "serve", "--url", url, "--clients", 2, "--text", *shape).stdout
+        refused = sixfold("bench", "serve", "--url", url, "--token-ids", "5000,6000", *shape)
+        assert refused.exit_code == 1 and "HTTP 400" in refused.output, "ids beyond the vocabulary"
+
+
+def test_serve_says_why_there_is_no_server(sixfold, tmp_path: Path) -> None:
+    assert "names no model" in sixfold("bench", "serve", "--url", "http://127.0.0.1:1").output
+    with pytest.raises(ConfigError, match="could not be served"), server_process.serving(str(tmp_path / "none.gguf")):
+        pass
+
+
 def test_tables(sixfold, chat_model: str) -> None:
     shape = ("--prompt-tokens", 8, "--new-tokens", 2)
     assert "first token ms" in sixfold("bench", "latency", chat_model, *shape, "--batch", 1, "--repeats", 1).stdout
+    profile = sixfold("bench", "latency", chat_model, *shape, "--batch", 1, "--repeats", 1, "--profile").stdout
+    assert "outside the executor" in profile and "Limits here and now" in profile
+    assert "Fitted lines" in sixfold("bench", "growth", chat_model, "--batch", "1,2", "--context", "16").stdout
     assert "requests/s" in sixfold("bench", "throughput", chat_model, *shape, "--requests", 2).stdout
 
 
@@ -31,6 +133,10 @@ def test_tables(sixfold, chat_model: str) -> None:
         (["latency", "--prompt-tokens", "300"], 1),
         (["latency", "--batch", "0"], 2),
         (["throughput", "--new-tokens", "9,2"], 2),
+        (["kernels", "--formats", "Q9_9"], 2),
+        (["kernels", "--output", "/dev/null/x"], 1),
+        (["serve", "--prompt-tokens", "9,2"], 2),
+        (["growth", "--kv-memory", "1"], 1),
     ],
 )
 def test_mistakes(sixfold, chat_model: str, arguments: list[str], code: int) -> None:

@@ -1,0 +1,120 @@
+"""How the time of a step grows: with the sequences in it, with their context, and with the size of the model.
+
+Owns: the steps that are timed, straight on the executor, and the fits. Must not know: requests; how results are shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sixfold.bench.fit import fit
+from sixfold.runtime.batch import PAGE_SIZE, Batch, Executor
+
+Case = tuple[int, int]  # sequences, tokens of context each
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The median time of a decode step: every sequence runs one token and gets logits."""
+
+    batch: int
+    context: int
+    seconds: float
+
+
+def cases(batches: Iterable[int], contexts: Iterable[int]) -> list[Case]:
+    """Every batch at the shortest context, and every context with one sequence."""
+    contexts = sorted(set(contexts))
+    found = [(batch, contexts[0]) for batch in sorted(set(batches))] + [(1, context) for context in contexts]
+    return list(dict.fromkeys(found))
+
+
+def pages_for(case: Case) -> int:
+    batch, context = case
+    return batch * -(-context // PAGE_SIZE)
+
+
+def decode_batch(case: Case) -> Batch:
+    """Each of ``batch`` sequences runs the last of its ``context`` tokens, in pages of its own."""
+    batch, context = case
+    each = -(-context // PAGE_SIZE)
+    return Batch(
+        tokens=np.arange(batch, dtype=np.int32) % 7,
+        starts=np.full(batch, context - 1, np.int32),
+        counts=np.ones(batch, np.int32),
+        pages=np.arange(batch * each, dtype=np.int32),
+        page_offsets=np.arange(batch + 1, dtype=np.int32) * each,
+    )
+
+
+def fill(executor: Executor, pages: int) -> None:
+    """Writes every page once. Pages never written are all the same page of zeros to the system, and too quick."""
+    executor.forward(
+        Batch(
+            tokens=np.zeros(1, np.int32), starts=np.zeros(1, np.int32), counts=np.ones(1, np.int32),
+            pages=np.zeros(1, np.int32), page_offsets=np.array([0, 1], np.int32),
+        )
+    )  # fmt: skip
+    targets = np.arange(1, pages, dtype=np.int32)
+    executor.copy_pages(np.zeros_like(targets), targets)
+
+
+def measure(
+    executor: Executor, wanted: Sequence[Case], rounds: int, report: Callable[[int], None] = lambda done: None
+) -> list[StepTime]:
+    """Every round runs all cases in turn. The executor's pages and rows must hold the largest case."""
+    fill(executor, max(map(pages_for, wanted)))
+    batches = [decode_batch(case) for case in wanted]
+    found: list[list[float]] = [[] for _ in wanted]
+    for index in range(rounds + 1):  # the first warms up
+        for times, batch in zip(found, batches, strict=True):
+            began = time.perf_counter()
+            executor.forward(batch)
+            executor.logits(np.arange(len(batch.tokens), dtype=np.int32))
+            times.append(time.perf_counter() - began)
+        report(index)
+    return [
+        StepTime(batch, context, statistics.median(times[1:]))
+        for (batch, context), times in zip(wanted, found, strict=True)
+    ]
+
+
+def described(model: str, weight_bytes: int, times: Sequence[StepTime]) -> dict[str, Any]:
+    """One model's times as plain data."""
+    steps = [{"batch": one.batch, "context": one.context, "ms": 1000 * one.seconds} for one in times]
+    return {"model": model, "weight_bytes": weight_bytes, "steps": steps}
+
+
+def points(models: Sequence[dict[str, Any]], by: str) -> tuple[list[float], list[float]]:
+    """Sizes and milliseconds of described models.
+
+    ``batch``: sequences at the shortest context of the first model. ``context``: thousands of tokens of one sequence of
+    the first model. ``weights``: gigabytes that a step of each model reads, for one sequence.
+    """
+    steps = models[0]["steps"]
+    shortest = min(step["context"] for step in steps)
+    if by == "batch":
+        found = [(step["batch"], step["ms"]) for step in steps if step["context"] == shortest]
+    elif by == "context":
+        found = [(step["context"] / 1000, step["ms"]) for step in steps if step["batch"] == 1]
+    else:
+        alone = [(model["weight_bytes"] / 1e9, _alone(model["steps"], shortest)) for model in models]
+        found = [(size, time) for size, time in alone if time is not None]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def _alone(steps: Sequence[dict[str, Any]], context: int) -> float | None:
+    return next((step["ms"] for step in steps if step["batch"] == 1 and step["context"] == context), None)
+
+
+def fits(models: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The three lines in milliseconds, None where there are fewer than two sizes; see :func:`points`."""
+    lines = {by: fit(*points(models, by)) for by in ("batch", "context", "weights")}
+    return {by: None if line is None else dataclasses.asdict(line) for by, line in lines.items()}

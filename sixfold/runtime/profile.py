@@ -1,0 +1,154 @@
+"""Where the time of steps goes: an executor that notes what it ran, and the totals a kind of operator.
+
+Owns: which steps are noted, and what their operators had to read and compute. Must not know: requests, or limits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sixfold.compile.costs import OperatorCost, operator_costs
+from sixfold.runtime.batch import Batch, Float32, Int32
+from sixfold.runtime.native import NativeExecutor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What attention reads and computes: a key and a value of float16 for every KV head, float32 products."""
+
+    query_heads: int
+    kv_heads: int
+    head_size: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of one token in one layer."""
+        return 2 * 2 * self.kv_heads * self.head_size
+
+    @property
+    def macs(self) -> int:
+        """Of one row with one key in one layer: its score and its share of the sum."""
+        return 2 * self.query_heads * self.head_size
+
+
+@dataclass
+class KindTotal:
+    """All operators of one kind in all noted steps. Seconds, bytes, multiply-accumulates."""
+
+    kind: str
+    operators: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    integer_macs: int = 0
+    float_macs: int = 0
+
+
+@dataclass
+class Steps:
+    """The shapes of the noted steps."""
+
+    starts: list[Int32] = field(default_factory=list)
+    counts: list[Int32] = field(default_factory=list)
+    head_rows: list[int] = field(default_factory=list)  # one entry a call of the head
+    seconds: float = 0.0  # inside the executor
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def rows(self) -> int:
+        return int(sum(int(counts.sum()) for counts in self.counts))
+
+    def keys(self, window: int) -> tuple[int, int]:
+        """(keys read, pairs of row and key) in one layer: a sequence's keys are read once a step, however many rows."""
+        read = pairs = 0
+        for starts, counts in zip(self.starts, self.counts, strict=True):
+            for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+                seen = np.arange(start + 1, start + count + 1)
+                pairs += int((np.minimum(seen, window) if window else seen).sum())
+                read += start + count - (max(0, start - window + 1) if window else 0)
+        return read, pairs
+
+
+class Recorder:
+    """An executor like any other that notes the steps which ``wanted`` picks by their batch."""
+
+    def __init__(self, executor: NativeExecutor, wanted: Callable[[Batch], bool]) -> None:
+        self._executor = executor
+        self._wanted = wanted
+        self.vocab_size, self.num_pages = executor.vocab_size, executor.num_pages
+        self.noting = False  # the last step is one of those
+        self.steps = Steps()
+        executor.profiled()  # what was before is not ours
+
+    def forward(self, batch: Batch) -> None:
+        self.noting = self._wanted(batch)
+        self._executor.profile(self.noting)
+        began = time.perf_counter()
+        self._executor.forward(batch)
+        if self.noting:
+            self.steps.seconds += time.perf_counter() - began
+            self.steps.starts.append(batch.starts)
+            self.steps.counts.append(batch.counts)
+
+    def logits(self, rows: Int32) -> Float32:
+        began = time.perf_counter()
+        logits = self._executor.logits(rows)
+        if self.noting:
+            self.steps.seconds += time.perf_counter() - began
+            self.steps.head_rows.append(len(rows))
+        return logits
+
+    def copy_pages(self, sources: Int32, targets: Int32) -> None:
+        self._executor.copy_pages(sources, targets)
+
+    def totals(self) -> list[KindTotal]:
+        """One entry a kind of operator, in the plan's order, over all steps noted so far; then it begins anew."""
+        self._executor.profile(False)
+        sizes = self._executor.plan.meta["sizes"]
+        totals = sum_up(
+            operator_costs(self._executor.plan),
+            self._executor.profiled(),
+            self.steps,
+            Sizes(sizes["query_heads"], sizes["kv_heads"], sizes["head_size"]),
+        )
+        self.steps = Steps()
+        return totals
+
+
+def decodes(batch: Batch) -> bool:
+    """Whether every sequence of a step runs one token."""
+    return int(batch.counts.max()) == 1
+
+
+def sum_up(
+    costs: Iterable[OperatorCost], times: Iterable[tuple[int, int, int, float]], steps: Steps, sizes: Sizes
+) -> list[KindTotal]:
+    """Joins what operators cost with how long they took. ``times``: (section, index, calls, seconds)."""
+    taken = {(section, index): (calls, seconds) for section, index, calls, seconds in times}
+    head_rows, rows = sum(steps.head_rows), steps.rows
+    keys: dict[int, tuple[int, int]] = {}
+    totals: dict[str, KindTotal] = {}
+    for cost in costs:
+        total = totals.setdefault(cost.kind, KindTotal(cost.kind))
+        calls, seconds = taken.get((cost.section, cost.index), (0, 0.0))
+        here = head_rows if cost.section == 1 else rows
+        total.operators += 1
+        total.calls += calls
+        total.seconds += seconds
+        total.weight_bytes += cost.weight_bytes * calls + cost.row_bytes * here
+        if cost.integer:
+            total.integer_macs += cost.macs * here
+        else:
+            total.float_macs += cost.macs * here
+        if cost.kind == "attention":
+            read, pairs = keys.setdefault(cost.window, steps.keys(cost.window))
+            total.kv_bytes += read * sizes.kv_bytes
+            total.float_macs += pairs * sizes.macs
+    return list(totals.values())
