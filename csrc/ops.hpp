@@ -23,7 +23,7 @@
 namespace sixfold {
 
 constexpr int kRowBlock = 128;  // rows whose activations stay in the L2 cache while tiles of weights pass
-constexpr int kQkvRows = 32;    // rows of one head's output held in scratch for the epilogue
+constexpr int kQkvRows = 16;    // rows of one head's output held in scratch for the epilogue
 
 // How many chunks an operator is cut into for the current step; any split gives the same result.
 int chunk_count(const Step& step, const OpRecord& op, int threads);

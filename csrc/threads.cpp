@@ -26,8 +26,9 @@ inline void pause() {
 
 // Spinning covers the gaps inside a step and the Python between two steps; beyond that a worker sleeps.
 constexpr auto kSpin = std::chrono::microseconds(200);
-// A thread that waits long for others' chunks naps: the one that holds the last may need this very core, and the system
-// moves it here only when the core is idle.
+// A thread that waits for others' chunks yields now and then, for one that shares its core, and naps when it waits long:
+// the system moves one whose core was taken away here only when this core is idle.
+constexpr int kSpinsBeforeYield = 256;
 constexpr int kSpinsBeforeNap = 4000;
 constexpr auto kNap = std::chrono::microseconds(10);
 
@@ -97,6 +98,7 @@ bool Team::finish(int worker, std::uint64_t opened, int op) {
     if (round < kSpinsBeforeNap) {
       work->idle(op, worker, round);
       pause();
+      if (round % kSpinsBeforeYield == kSpinsBeforeYield - 1) std::this_thread::yield();
     } else {
       std::this_thread::sleep_for(kNap);
     }
