@@ -213,7 +213,9 @@ def request_bytes(options: argparse.Namespace, kind: str, max_tokens: int, **mor
     else:
         path, body = "completions", body | {"prompt": TEXT[:100]}
     data = json.dumps(body | {"temperature": 0} | more).encode()
-    head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = (
+        f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
     return head.encode() + data
 
 
