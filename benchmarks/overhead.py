@@ -42,6 +42,7 @@ TEXT = (
 class CachedExecutor:
     """Takes NativeExecutor's place: its logits are rows that the real model computed for TEXT, in turn."""
 
+    tokens: list[int]  # of TEXT
     step_seconds = 0.0
     spin = False
 
@@ -50,7 +51,7 @@ class CachedExecutor:
         from sixfold.runtime.native import NativeExecutor
 
         real = NativeExecutor(plan, num_pages=64, max_tokens=max_tokens, threads=1, isa=isa)
-        tokens = np.frombuffer(TEXT.encode(), np.uint8)[:ROWS].astype(np.int32)
+        tokens = np.array(self.tokens[:ROWS], np.int32)
         pages = np.arange(ROWS // 16, dtype=np.int32)
         one = np.array([ROWS], np.int32)
         real.forward(Batch(tokens, np.zeros(1, np.int32), one, pages, np.array([0, len(pages)], np.int32)))
@@ -84,11 +85,23 @@ def _spin(seconds: float) -> None:
             np.sqrt(_WORK, out=_WORK)
 
 
+def use_cached_executor(model: str) -> None:
+    from sixfold import store
+    from sixfold.engine import loader
+    from sixfold.engine.tokenizer import Tokenizer
+    from sixfold.weights.model_file import open_model
+
+    with open_model(store.resolve(model).path) as file:
+        CachedExecutor.tokens = Tokenizer.from_model(file).encode(TEXT)
+    assert len(CachedExecutor.tokens) >= ROWS
+    loader.NativeExecutor = CachedExecutor  # type: ignore[misc,assignment]
+
+
 def _load(model: str) -> Any:
     from sixfold.config import EngineConfig
     from sixfold.engine import loader
 
-    loader.NativeExecutor = CachedExecutor  # type: ignore[misc,assignment]
+    use_cached_executor(model)
     return loader.load_engine(EngineConfig(model=model, kv_memory=256 << 20))
 
 
@@ -165,11 +178,10 @@ def sampling(options: argparse.Namespace) -> None:
 def child(options: argparse.Namespace) -> None:
     """The server process; says its port on stdout."""
     from sixfold.config import EngineConfig, ServerConfig
-    from sixfold.engine import loader
     from sixfold.server.serve import run
 
     CachedExecutor.step_seconds, CachedExecutor.spin = options.step_ms / 1000, options.spin
-    loader.NativeExecutor = CachedExecutor  # type: ignore[misc,assignment]
+    use_cached_executor(options.model)
     engine = EngineConfig(model=options.model, kv_memory=256 << 20, max_num_seqs=64)
     profile: Any = None
     if options.profile:
