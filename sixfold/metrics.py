@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -88,6 +89,7 @@ _INTER_TOKEN = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7
 _REQUEST = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)  # fmt: skip
 _ITERATION = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _CHOICES = (1, 2, 5, 10, 20)
+_STEPS_KEPT = 32
 _FINISH_REASONS = ("stop", "length", "abort", "error")
 
 
@@ -111,16 +113,18 @@ class Histogram:
         self._sum += value
 
     def observe_all(self, values: Iterable[float]) -> None:
-        for value in values:
-            self.observe(value)
+        for value, equal in groupby(values):  # all that run wait equally long for their next token
+            count = sum(1 for _ in equal)
+            self._counts[bisect_left(self._edges, value)] += count
+            self._sum += value * count
 
-    def family(self, labels: dict[str, str]) -> Metric:
+    def family(self, labels: dict[str, str], name: str | None = None) -> Metric:
         buckets: list[tuple[str, float]] = []
         total = 0
         for edge, count in zip((*map(float, self._edges), None), self._counts, strict=True):
             total += count
             buckets.append(("+Inf" if edge is None else str(edge), total))
-        family = HistogramMetricFamily(self.name, self.documentation, labels=list(labels))
+        family = HistogramMetricFamily(name or self.name, self.documentation, labels=list(labels))
         family.add_metric(list(labels.values()), buckets, self._sum)
         return family
 
@@ -135,6 +139,7 @@ class Metrics(Collector):
         self._labels = {"model_name": model_name, "engine": "0"}
         self._page_size = page_size
         self._lock = threading.Lock()
+        self._steps: deque[StepView] = deque()  # not added up yet
         self._stats: Callable[[], EngineStatsView] | None = None
         self._prompt_tokens = self._generation_tokens = 0
         self._cache_queries = self._cache_hits = 0
@@ -157,8 +162,6 @@ class Metrics(Collector):
 
         self._first_token = make("time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN)
         self._inter_token = make("inter_token_latency_seconds", "Time between two tokens.", _INTER_TOKEN)
-        # The older name of the same measurement; both are on dashboards in use.
-        self._per_token = make("time_per_output_token_seconds", "Time between two tokens.", _INTER_TOKEN)
         self._mean_token = make(
             "request_time_per_output_token_seconds", "A request's mean time between tokens.", _INTER_TOKEN
         )
@@ -177,13 +180,21 @@ class Metrics(Collector):
         self._stats = stats
 
     def on_step(self, stats: StepView) -> None:
-        with self._lock:
+        """Keeps the numbers; they are added up some steps at a time: a model's step leaves nothing in the caches."""
+        self._steps.append(stats)
+        if len(self._steps) >= _STEPS_KEPT:
+            with self._lock:
+                self._add_steps()
+
+    def _add_steps(self) -> None:
+        steps = self._steps
+        while steps:
+            stats = steps.popleft()
             self._prompt_tokens += stats.prompt_tokens
             self._generation_tokens += stats.generation_tokens
             self._iteration.observe(stats.tokens)
             self._first_token.observe_all(stats.first_token_latencies)
             self._inter_token.observe_all(stats.inter_token_latencies)
-            self._per_token.observe_all(stats.inter_token_latencies)
 
     def on_request_finished(self, stats: FinishedView) -> None:
         with self._lock:
@@ -214,7 +225,10 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:  # held to copy the numbers, not while they are encoded: the engine thread would wait
+            self._add_steps()
             families = [*self._counters(), *(histogram.family(self._labels) for histogram in self._histograms)]
+            # The older name of the same measurement; both are on dashboards in use.
+            families.append(self._inter_token.family(self._labels, "vllm:time_per_output_token_seconds"))
         yield from families
         if self._stats is not None:
             yield from self._engine(self._stats())

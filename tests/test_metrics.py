@@ -103,6 +103,24 @@ def test_a_step_and_its_requests_are_counted() -> None:
     assert found["vllm:kv_cache_usage_perc"] == 0.25 and found["vllm:num_preemptions_total"] == 4
 
 
+def test_every_step_is_counted_however_many_are_kept_back() -> None:
+    metrics = Metrics("m")
+    for number in range(1, 101):
+        metrics.on_step(
+            StepStats(
+                duration=0.1, running=3, waiting=0, kv_usage=0.5, tokens=3, prompt_tokens=0, generation_tokens=3,
+                preemptions=0, first_token_latencies=(), inter_token_latencies=(0.02, 0.02, 3.0),
+            )
+        )  # fmt: skip
+        if number in (1, 31, 32, 33, 100):
+            found = samples(metrics)
+            for name in ("inter_token_latency", "time_per_output_token"):
+                assert found[f"vllm:{name}_seconds_bucket/0.025"] == 2 * number
+                assert found[f"vllm:{name}_seconds_count"] == 3 * number
+            assert found["vllm:generation_tokens_total"] == 3 * number
+            assert found["vllm:iteration_tokens_total_count"] == number
+
+
 def test_two_servers_do_not_share_numbers() -> None:
     one, other = Metrics("m"), Metrics("m")
     one.on_http_response("GET", "/health", 200)

@@ -43,27 +43,54 @@ class _Mailbox:
 
     def put(self, item: RequestOutput | EngineDeadError) -> None:
         self.items.append(item)
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        self.wake()
+
+    def wake(self) -> None:
+        waiter = self.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class RequestStream:
     """The deltas of one request, in order; the last one says ``finished``. For one task at a time.
 
-    A stream that is closed, dropped, or cancelled while it waits aborts its request.
+    Iterate it, or wait for several streams with one future: :meth:`notify`, then :meth:`take` from each. A stream that
+    is closed, dropped, or cancelled while it waits in an iteration aborts its request.
     """
 
     def __init__(self, engine: AsyncEngine, mailbox: _Mailbox) -> None:
         self.request_id = mailbox.request_id
+        self.over = False  # the last item has been taken, or nobody wants it any more
+        self.error: EngineDeadError | None = None  # what ended it, if not its last delta
         self._engine = engine
         self._mailbox = mailbox
-        self._over = False  # the last item has been taken, or nobody wants it any more
+
+    def take(self) -> list[RequestOutput]:
+        """All deltas that have come and were not taken yet, without waiting."""
+        items = self._mailbox.items
+        taken = list(items)
+        items.clear()
+        if taken and not self.over:
+            last = taken[-1]
+            if isinstance(last, EngineDeadError):
+                self.error = last
+                self.over = True
+                taken.pop()
+            else:
+                self.over = last.finished
+        return taken  # type: ignore[return-value]  # an error comes last
+
+    def notify(self, waiter: asyncio.Future[None]) -> None:
+        """Sets the result of ``waiter`` as soon as there is something to take; at once if there is."""
+        self._mailbox.waiter = waiter
+        if self._mailbox.items:
+            self._mailbox.wake()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> RequestOutput:
-        if self._over:
+        if self.over:
             raise StopAsyncIteration
         mailbox = self._mailbox
         while not mailbox.items:
@@ -73,13 +100,12 @@ class RequestStream:
             except BaseException:
                 self._close()
                 raise
-            finally:
-                mailbox.waiter = None
         item = mailbox.items.popleft()
         if isinstance(item, EngineDeadError):
-            self._over = True
+            self.error = item
+            self.over = True
             raise item
-        self._over = item.finished
+        self.over = item.finished
         return item
 
     async def aclose(self) -> None:
@@ -90,8 +116,8 @@ class RequestStream:
         self._close()
 
     def _close(self) -> None:
-        if not self._over:
-            self._over = True
+        if not self.over:
+            self.over = True
             self._engine._abort(self._mailbox)
 
 

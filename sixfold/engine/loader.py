@@ -5,6 +5,7 @@ Owns: the order of loading and the size of the KV memory. Must not know: what th
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sixfold import store
@@ -35,9 +36,11 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
     """
     model = open_model(store.resolve(config.model).path)
     try:
-        tokenizer = Tokenizer.from_model(model)
-        template = ChatTemplate.from_model(model)
-        plan = build(model, cache=config.plan_cache)
+        with ThreadPoolExecutor(1) as pool:  # a cached plan is hashed, without the GIL, while the tokenizer is built
+            building = pool.submit(build, model, cache=config.plan_cache)
+            tokenizer = Tokenizer.from_model(model)
+            template = ChatTemplate.from_model(model)
+        plan = building.result()
     finally:
         model.close()
     max_model_len = _context(plan, config)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sixfold.engine.scheduler import Schedule
 from sixfold.engine.sequence import PROMPT_SCORE_ROWS, Sequence
-from sixfold.runtime.batch import Batch, Executor, Float32, Int32
+from sixfold.runtime.batch import Batch, Executor, Float32
 
 
 class Runner:
@@ -63,17 +63,17 @@ def _batch(schedule: Schedule) -> Batch:
     counts: list[int] = []
     tables = []
     offsets = [0]
-    for row in schedule.rows:
-        start, count, pages = row.start, row.count, row.sequence.table.pages
-        tokens += row.sequence.token_ids[start : start + count]
+    end = 0
+    for sequence, start, count, _ in schedule.rows:
+        table = sequence.table.pages
+        end += len(table)
+        tokens += sequence.token_ids[start : start + count]
         starts.append(start)
         counts.append(count)
-        tables.append(pages)
-        offsets.append(offsets[-1] + len(pages))
-    return Batch(
-        _int32(tokens), _int32(starts), _int32(counts), np.frombuffer(b"".join(tables), np.int32), _int32(offsets)
-    )
-
-
-def _int32(values: list[int]) -> Int32:
-    return np.array(values, dtype=np.int32)
+        tables.append(table)
+        offsets.append(end)
+    # One array for all but the pages (they are many, so joined as bytes): the calls into numpy are what costs.
+    t, s = len(tokens), len(starts)
+    flat = np.array(tokens + starts + counts + offsets, dtype=np.int32)
+    pages = np.frombuffer(b"".join(tables), np.int32)
+    return Batch(flat[:t], flat[t : t + s], flat[t + s : t + 2 * s], pages, flat[t + 2 * s :])

@@ -14,24 +14,22 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sixfold.engine.kv_cache import KVCache, PageCopy, pages_for
 from sixfold.engine.sequence import PROMPT_SCORE_ROWS, Sequence, Status
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
-    """Run ``sequence.token_ids[start : start + count]``."""
+class ScheduledRow(NamedTuple):
+    """Run ``sequence.token_ids[start : start + count]``. (A tuple is made in half the time of a frozen dataclass.)"""
 
     sequence: Sequence
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple's method of this name is not missed
     samples: bool  # the last token is the sequence's last: its logits choose the next token
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(NamedTuple):
     rows: tuple[ScheduledRow, ...]
     copies: tuple[PageCopy, ...]  # pages to copy before the step, in order
 

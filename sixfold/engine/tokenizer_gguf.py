@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from sixfold.engine.pretokenizers import pre_tokenizer
@@ -19,7 +20,7 @@ from sixfold.errors import ModelFileError, UnsupportedModelError
 
 Metadata = Mapping[str, Any]
 MAX_PIECE = 1024  # characters; a longer "token" is an attack on the quadratic search for merges
-_KINDS = frozenset(int(kind) for kind in TokenKind)
+_KINDS = [int(kind) for kind in TokenKind]
 _ADDED = (TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.USER_DEFINED)
 
 
@@ -72,17 +73,18 @@ def _read_table(metadata: Metadata) -> _Table:
             f"{len(texts) - len(ids)} tokens of the file have the same text", remedy="Convert the model again"
         )
     types = _array(metadata, "token_type", len(texts))
-    kinds = bytearray([TokenKind.NORMAL]) * len(texts)
+    kinds = bytes([TokenKind.NORMAL]) * len(texts)
     if types is not None:
-        kinds = bytearray(int(kind) if int(kind) in _KINDS else TokenKind.UNUSED for kind in types)
-    for index, kind in enumerate(kinds):
-        if kind == TokenKind.BYTE and not _is_byte(texts[index]):
+        given = np.asarray(types).astype(np.int64)
+        kinds = np.where(np.isin(given, _KINDS), given, TokenKind.UNUSED).astype(np.uint8).tobytes()
+    for index in np.flatnonzero(np.frombuffer(kinds, np.uint8) == TokenKind.BYTE):
+        if not _is_byte(texts[index]):
             raise ModelFileError(f"Token {index} ({texts[index]!r}) is marked as a byte but does not look like <0x0A>")
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
         raise ModelFileError("A token of the file is not valid UTF-8", remedy="Convert the model again") from None
-    return _Table(texts, bytes(kinds), ids)
+    return _Table(texts, kinds, ids)
 
 
 def _array(metadata: Metadata, name: str, length: int | None = None) -> Any:
@@ -112,10 +114,13 @@ def _byte_level(metadata: Metadata, table: _Table) -> Tokenizer:
         raise ModelFileError("The file has no tokenizer.ggml.merges", remedy="Convert the model again")
     merges = []
     for line in lines:
-        cut = line.find(" ", 1)
-        if cut < 0:
+        first, space, second = line.partition(" ")
+        if not first:  # it begins with a space, which belongs to the first token
+            first, space, second = line[1:].partition(" ")
+            first = " " + first
+        if not space:
             raise ModelFileError(f"The merge {line!r} in the file is not two tokens")
-        merges.append((line[:cut], line[cut + 1 :]))
+        merges.append((first, second))
     tokenizer = Tokenizer(models.BPE(vocab=table.ids, merges=merges, ignore_merges=pre.ignore_merges))
     tokenizer.pre_tokenizer = pre.build()
     if (normalizer := pre.normalizer()) is not None:

@@ -28,8 +28,15 @@ class CompletionChoices:
 
     def choices(self, prompt: int, output: RequestOutput) -> list[dict[str, Any]]:
         """One dictionary a choice of ``output``: everything, or what is new."""
+        return [self.choice(prompt, output, choice) for choice in output.outputs]
+
+    def choice(self, prompt: int, output: RequestOutput, choice: CompletionOutput) -> dict[str, Any]:
         self._prompt_positions.setdefault(prompt, output)
-        return [self._choice(prompt, choice) for choice in output.outputs]
+        return self._choice(prompt, choice)
+
+    def text_only(self, prompt: int, index: int, text: str) -> dict[str, Any]:
+        """A later delta of choice ``index`` of a prompt, with nothing in it but text."""
+        return _fields(prompt * self._request.n + index, text)
 
     def index(self, prompt: int, choice: CompletionOutput) -> int:
         return prompt * self._request.n + choice.index
@@ -48,13 +55,9 @@ class CompletionChoices:
             text += choice.text
             if choice.logprobs is not None:
                 logprobs = join_logprobs(logprobs, columns.add(choice.logprobs, choice.token_ids))
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": "length" if request.only_prompt and choice.finish_reason else choice.finish_reason,
-            "stop_reason": None if request.only_prompt else choice.stop_reason,
-        }
+        if request.only_prompt:
+            return _fields(index, text, logprobs, "length" if choice.finish_reason else None)
+        return _fields(index, text, logprobs, choice.finish_reason, choice.stop_reason)
 
     def _echo(self, prompt: int, columns: CompletionLogprobs) -> tuple[str, dict[str, Any] | None]:
         first = self._prompt_positions[prompt]
@@ -68,3 +71,19 @@ class CompletionChoices:
         asked = self._request.prompt_logprobs is not None
         extra = {"prompt_logprobs": prompt_logprobs(output.prompt_logprobs) if asked else None}
         return [{**choice, **extra} for choice in self.choices(prompt, output)]
+
+
+def _fields(
+    index: int,
+    text: str,
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+    stop_reason: int | str | None = None,
+) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+        "stop_reason": stop_reason,
+    }

@@ -5,7 +5,6 @@ Owns: paths and methods. Must not know: JSON strictness, limits, authentication,
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 from fastapi import APIRouter, Request
@@ -20,7 +19,7 @@ from sixfold.server.openai import ChatRequest, CompletionRequest, DetokenizeRequ
 from sixfold.server.responses import VERSION, ResponseHead, chat_response, model_card, usage_of
 from sixfold.server.sampling_fields import StreamOptions
 from sixfold.server.state import ServerState
-from sixfold.server.stream import ChatEvents, CompletionEvents, Events, EventStream, error_event, log_failure
+from sixfold.server.stream import ChatEvents, CompletionEvents, EventStream
 
 router = APIRouter()
 
@@ -45,7 +44,7 @@ async def chat_completions(request: Request) -> Response:
     generation = await state.start([prompt], params, ask.priority)
     as_id = ask.return_tokens_as_token_ids
     if ask.stream:
-        return _streamed(generation, ChatEvents(head, ask.stream_options or StreamOptions(), as_id))
+        return EventStream(generation, ChatEvents(head, ask.stream_options or StreamOptions(), as_id))
     (output,) = await _whole(request, generation)
     return JSONResponse(chat_response(head, output, as_id))
 
@@ -65,7 +64,7 @@ async def completions(request: Request) -> Response:
     choices = CompletionChoices(ask, tokenizer, texts)
     if ask.stream:
         options = ask.stream_options or StreamOptions()
-        return _streamed(generation, CompletionEvents(head, options, choices, ask.only_prompt))
+        return EventStream(generation, CompletionEvents(head, options, choices, ask.only_prompt))
     outputs = await _whole(request, generation)
     listed = [choice for i, output in enumerate(outputs) for choice in choices.with_prompt_logprobs(i, output)]
     usage = usage_of(outputs, only_prompt=ask.only_prompt)
@@ -77,21 +76,6 @@ async def _whole(request: Request, generation: Generation) -> Any:
         return await until_disconnect(request, generation.results())
     finally:
         await generation.aclose()
-
-
-def _streamed(generation: Generation, events: Events) -> Response:
-    async def pieces() -> AsyncGenerator[bytes, None]:
-        try:
-            async for batch in generation.deltas():
-                if piece := b"".join([events.feed(prompt, output) for prompt, output in batch]):
-                    yield piece
-            yield events.end()
-        except Exception as error:
-            # The status line is long gone: the failure travels as an event, never as a stack trace.
-            log_failure(error)
-            yield error_event(error)
-
-    return EventStream(pieces(), generation.aclose)
 
 
 @router.get("/v1/models")

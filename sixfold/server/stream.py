@@ -2,24 +2,27 @@
 
 Owns: the bytes of every event and their order. Must not know: routes, or how a request runs.
 
-The constant part of a chunk is written once a request, so that a token costs one string escape and one concatenation:
+What surrounds the text of a chunk is written once a choice, so that a token costs one escape and one concatenation:
 
-    data: {"id":...,"object":...,"created":...,"model":...,"system_fingerprint":...,"choices":[{"index":0,...}]}
-          |------------------------------ self._head ------------------------------------------||-- choice --|
+    data: {"id":...,"object":...,"model":...,"choices":[{"index":0,"text":" sea","logprobs":null,...}]}
+          |------------------ self._head -------------||--------------- choice --------------------|
+    |-------------------------- frame[0] ----------------------------|      |------ frame[1] ------|
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-from starlette.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sixfold.server.completions import CompletionChoices
 from sixfold.server.error_body import describe
+from sixfold.server.generation import Generation, cancel, disconnected
 from sixfold.server.responses import ResponseHead, chat_logprobs, usage
 from sixfold.server.sampling_fields import StreamOptions
 from sixfold.types import CompletionOutput, RequestOutput
@@ -28,6 +31,7 @@ _log = logging.getLogger("sixfold.server")
 
 DONE = b"data: [DONE]\n\n"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_MARK = "\0"  # stands for the text in a chunk that is cut into what comes before and after it
 
 
 def error_event(error: BaseException) -> bytes:
@@ -41,32 +45,52 @@ def log_failure(error: BaseException) -> None:
 
 
 class Events:
-    """The events of one streamed request. :meth:`feed` gives the bytes of a delta, :meth:`end` the last ones."""
+    """The events of one streamed request. :meth:`feed` gives the text of a delta's, :meth:`end` the last bytes."""
 
     kind: str
 
     def __init__(self, head: ResponseHead, options: StreamOptions) -> None:
         self._head = f'data: {_encode(head.fields(self.kind))[:-1]},"choices":['
         self._options = options
+        self._frames: dict[tuple[int, int], tuple[str, str]] = {}  # by prompt and choice: around the text of a chunk
         self._prompt_tokens: dict[int, int] = {}
         self._cached_tokens: dict[int, int] = {}
         self._completion_tokens = 0
 
-    def feed(self, prompt: int, output: RequestOutput) -> bytes:
+    def feed(self, prompt: int, output: RequestOutput) -> str:
         if prompt not in self._prompt_tokens:
             self._prompt_tokens[prompt] = len(output.prompt_token_ids)
             self._cached_tokens[prompt] = output.cached_tokens
         for choice in output.outputs:
             self._completion_tokens += self._counted(choice)
-        return "".join(self._chunks(prompt, output)).encode()
+        chunks: list[str] = []
+        for choice in output.outputs:
+            frame = self._frames.get((prompt, choice.index))
+            if frame is None or choice.logprobs is not None or choice.finish_reason is not None:
+                chunks += self._chunks(prompt, output, choice)
+                if frame is None:
+                    self._keep_frame(prompt, choice.index)
+            elif choice.text:
+                chunks += (frame[0], _encode(choice.text), frame[1])
+        return "".join(chunks)
 
     def end(self) -> bytes:
         if not self._options.include_usage:
             return DONE
         return f'{self._head}],"usage":{_encode(self._usage())}}}\n\n'.encode() + DONE
 
-    def _chunks(self, prompt: int, output: RequestOutput) -> list[str]:
+    def _chunks(self, prompt: int, output: RequestOutput, choice: CompletionOutput) -> list[str]:
         raise NotImplementedError
+
+    def _text_chunk(self, prompt: int, index: int) -> str:
+        """A chunk of nothing but the text ``_MARK``."""
+        raise NotImplementedError
+
+    def _keep_frame(self, prompt: int, index: int) -> None:
+        """From the second delta on, a choice's chunks differ in their text only, unless each counts the usage."""
+        if not self._options.continuous_usage_stats:
+            before, _, after = self._text_chunk(prompt, index).rpartition(_encode(_MARK))
+            self._frames[prompt, index] = before, after
 
     def _counted(self, choice: CompletionOutput) -> int:
         return len(choice.token_ids)
@@ -98,22 +122,27 @@ class ChatEvents(Events):
         self._as_id = as_id
         self._begun: set[int] = set()
 
-    def _chunks(self, prompt: int, output: RequestOutput) -> list[str]:
+    def _chunks(self, prompt: int, output: RequestOutput, choice: CompletionOutput) -> list[str]:
         chunks = []
-        for choice in output.outputs:
-            index = choice.index
-            if index not in self._begun:
-                self._begun.add(index)
-                delta = '{"role":"assistant","content":"","tool_calls":null}'
-                chunks.append(self._chunk(_chat_choice(index, delta)))
-            if choice.text or choice.logprobs:
-                delta = f'{{"content":{_encode(choice.text)},"tool_calls":null}}'
-                logprobs = _encode(chat_logprobs(choice.logprobs, self._as_id)) if choice.logprobs else "null"
-                chunks.append(self._chunk(_chat_choice(index, delta, logprobs)))
-            if choice.finish_reason:
-                finish = f'{_encode(choice.finish_reason)},"stop_reason":{_encode(choice.stop_reason)}'
-                chunks.append(self._chunk(_chat_choice(index, '{"tool_calls":null}', finish=finish)))
+        index = choice.index
+        if index not in self._begun:
+            self._begun.add(index)
+            delta = '{"role":"assistant","content":"","tool_calls":null}'
+            chunks.append(self._chunk(_chat_choice(index, delta)))
+        if choice.text or choice.logprobs:
+            logprobs = _encode(chat_logprobs(choice.logprobs, self._as_id)) if choice.logprobs else "null"
+            chunks.append(self._chunk(_chat_choice(index, _content(choice.text), logprobs)))
+        if choice.finish_reason:
+            finish = f'{_encode(choice.finish_reason)},"stop_reason":{_encode(choice.stop_reason)}'
+            chunks.append(self._chunk(_chat_choice(index, '{"tool_calls":null}', finish=finish)))
         return chunks
+
+    def _text_chunk(self, prompt: int, index: int) -> str:
+        return self._chunk(_chat_choice(index, _content(_MARK)))
+
+
+def _content(text: str) -> str:
+    return f'{{"content":{_encode(text)},"tool_calls":null}}'
 
 
 def _chat_choice(index: int, delta: str, logprobs: str = "null", finish: str = "null") -> str:
@@ -130,30 +159,59 @@ class CompletionEvents(Events):
         self._choices = choices
         self._only_prompt = only_prompt
 
-    def _chunks(self, prompt: int, output: RequestOutput) -> list[str]:
-        return [
-            self._chunk(_encode(choice))
-            for choice in self._choices.choices(prompt, output)
-            if choice["text"] or choice["logprobs"] or choice["finish_reason"]
-        ]
+    def _chunks(self, prompt: int, output: RequestOutput, choice: CompletionOutput) -> list[str]:
+        fields = self._choices.choice(prompt, output, choice)
+        wanted = fields["text"] or fields["logprobs"] or fields["finish_reason"]
+        return [self._chunk(_encode(fields))] if wanted else []
+
+    def _text_chunk(self, prompt: int, index: int) -> str:
+        return self._chunk(_encode(self._choices.text_only(prompt, index, _MARK)))
 
     def _counted(self, choice: CompletionOutput) -> int:
         return 0 if self._only_prompt else len(choice.token_ids)
 
 
-class EventStream(StreamingResponse):
-    """Sends events as they come; whatever ends it (also a client that left) calls ``close``."""
+class EventStream(Response):
+    """Sends events as they come, all that are there in one write; whatever ends it also ends the generation."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]) -> None:
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, events: Events) -> None:
+        self.status_code = 200
+        self.background = None
         # x-accel-buffering: a proxy that collects chunks would undo the streaming
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._generation = generation
         self._events = events
-        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tasks = [asyncio.create_task(self._watch(receive))]
         try:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            # In a task of its own: a delta wakes this one, and not the dozen coroutines of routing around it.
+            tasks.append(asyncio.create_task(self._send_deltas(send)))
+            await tasks[-1]
+        except ClientDisconnect:
+            pass
         finally:
-            await self._events.aclose()
-            await self._close()
+            await cancel(*tasks)
+            await self._generation.aclose()
+
+    async def _send_deltas(self, send: Send) -> None:
+        feed = self._events.feed
+        try:
+            while batch := await self._generation.next():
+                if piece := "".join([feed(prompt, output) for prompt, output in batch]):
+                    await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+            last = self._events.end()
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            # The status line is long gone: the failure travels as an event, never as a stack trace.
+            log_failure(error)
+            last = error_event(error)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _watch(self, receive: Receive) -> None:
+        await disconnected(receive)
+        self._generation.leave()

@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING
 
 from sixfold import config
 from sixfold.errors import DownloadError
 from sixfold.store import record
 from sixfold.store.index import INDEX_REMEDY, shown
+
+if TYPE_CHECKING:
+    import httpx  # takes a tenth of a second, which only a download needs to pay
 
 ATTEMPTS = 4  # in a row that bring nothing new
 FIRST_PAUSE = 0.5  # seconds; doubles with each attempt that brings nothing
@@ -77,6 +79,8 @@ def retrying(what: str, where: str, step: Callable[[], bool]) -> None:
 
     Gives up with a :class:`DownloadError` after ``ATTEMPTS`` in a row that got no further.
     """
+    import httpx
+
     fruitless = 0
     for _ in range(_MAX_PASSES):
         try:
@@ -102,10 +106,14 @@ def retrying(what: str, where: str, step: Callable[[], bool]) -> None:
 
 
 def _temporary(error: Exception) -> bool:
+    import httpx
+
     return not isinstance(error, httpx.HTTPStatusError) or error.response.status_code in _RETRIED_STATUS
 
 
 def _in_words(error: Exception) -> str:
+    import httpx
+
     if isinstance(error, httpx.HTTPStatusError):
         return f"the server answered {error.response.status_code} {error.response.reason_phrase}".rstrip()
     hint = " (a private certificate authority is named by SSL_CERT_FILE)" if "CERTIFICATE_VERIFY" in str(error) else ""
@@ -113,6 +121,8 @@ def _in_words(error: Exception) -> str:
 
 
 def _fetch_all(client: httpx.Client, pinned: Pinned, url: httpx.URL, reached: Reached) -> None:
+    import httpx
+
     def step() -> bool:
         before = size_of(pinned.part)
         if before == pinned.size:

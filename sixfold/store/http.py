@@ -6,13 +6,15 @@ Owns: the HTTP client and its settings. Must not know: models, or what is in the
 from __future__ import annotations
 
 from pathlib import Path
-
-import httpx
+from typing import TYPE_CHECKING
 
 from sixfold import config
 from sixfold.errors import DownloadError
 from sixfold.store import download, index
 from sixfold.store.download import Pinned, Reached
+
+if TYPE_CHECKING:
+    import httpx  # takes a tenth of a second, which only a download needs to pay
 
 
 def fetch(project: str, pinned: Pinned, reached: Reached) -> Path:
@@ -35,6 +37,8 @@ def fetch(project: str, pinned: Pinned, reached: Reached) -> Path:
 
 
 def _client() -> httpx.Client:
+    import httpx
+
     try:
         return httpx.Client(follow_redirects=True, timeout=httpx.Timeout(60, connect=15))
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:

@@ -11,11 +11,13 @@ import posixpath
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import httpx
-
 from sixfold.errors import DownloadError
+
+if TYPE_CHECKING:
+    import httpx  # takes a tenth of a second, which only a download needs to pay
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 _MAX_PAGE = 16 << 20
@@ -27,6 +29,8 @@ def locate(client: httpx.Client, index: str, project: str, file: str) -> httpx.U
 
     Raises :class:`DownloadError` when the index does not have it and ``httpx.HTTPError`` when it cannot be asked.
     """
+    import httpx
+
     if index.startswith("file:"):
         return _locate_on_disk(Path(unquote(urlsplit(index).path)), project, file)
     page = httpx.URL(f"{index}/{project}/")
@@ -48,6 +52,8 @@ def locate(client: httpx.Client, index: str, project: str, file: str) -> httpx.U
 
 def shown(url: httpx.URL | str) -> str:
     """The address without the password that a private index may carry in it."""
+    import httpx
+
     try:
         return str(httpx.URL(url).copy_with(userinfo=b"", query=None, fragment=None))
     except httpx.InvalidURL:

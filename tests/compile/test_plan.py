@@ -106,14 +106,20 @@ def test_a_second_build_comes_from_the_cache_and_is_the_same(tmp_path: Path) -> 
     assert [f.name for f in (config.home() / "plans").iterdir()] == [file.name]
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign"])
-def test_a_damaged_cache_entry_is_compiled_again(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign", "flip the last", "swap pieces"])
+def test_a_damaged_cache_entry_is_compiled_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sixfold.compile.plan.PIECE", 4096)  # so that it has several
     with open_model(write_hf("llama", tmp_path / "llama")) as model:
         good = build(model).data.copy()
         (file,) = (config.home() / "plans").iterdir()
         content = bytearray(good.tobytes())
         if damage == "flip":
             content[5000] ^= 16
+        elif damage == "flip the last":
+            content[int(good[: HEADER.itemsize].view(HEADER)[0]["meta_offset"]) - 1] ^= 1
+        elif damage == "swap pieces":
+            content[8192:16384] = content[12288:16384] + content[8192:12288]
+            assert content != good.tobytes()
         elif damage == "cut":
             del content[-100:]
         elif damage == "empty":

@@ -90,6 +90,33 @@ async def test_deltas_come_one_token_at_a_time(engine):
     assert [delta.finished for delta in deltas] == [False] * 4 + [True]
 
 
+async def test_several_streams_are_awaited_with_one_future(broad):
+    params = [SamplingParams(max_tokens=5 + i, seed=i, ignore_eos=True) for i in range(3)]
+    streams = [broad.generate([i], params[i]) for i in range(3)]
+    collectors = [Collector() for _ in streams]
+    while not all(stream.over for stream in streams):
+        waiter = asyncio.get_running_loop().create_future()
+        for stream in streams:
+            stream.notify(waiter)
+        await asyncio.wait_for(waiter, 5)
+        for stream, collector in zip(streams, collectors, strict=True):
+            for delta in stream.take():
+                collector.add(delta)
+    for i, collector in enumerate(collectors):
+        assert same(collector.result(), alone([i], params[i]))
+    assert [stream.take() for stream in streams] == [[], [], []]
+
+
+async def test_a_stream_gives_what_came_before_the_engine_died(engine, executor):
+    stream = engine.generate([1], LONG)
+    await until(lambda: engine.stats().generation_tokens > 2)
+    engine.shutdown()
+    await asyncio.sleep(0.01)
+    assert len(stream.take()) > 2
+    assert stream.over
+    assert isinstance(stream.error, EngineDeadError)
+
+
 async def test_closing_a_stream_frees_its_pages(engine):
     stream = engine.generate([1] * 50, LONG)
     await anext(stream)

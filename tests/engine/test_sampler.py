@@ -221,6 +221,16 @@ def test_threads_do_not_matter() -> None:
         assert list(got) == wanted
 
 
+@pytest.mark.parametrize("min_p", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("vocabulary", [64, 1024, 5000, 20_000])
+def test_chunks_that_min_p_empties_change_nothing(min_p: float, vocabulary: int) -> None:
+    for seed in range(20):
+        logits = random_logits(seed, vocabulary, spread=1.0)
+        logits[vocabulary // 3 :] -= np.float32(9.0)  # most chunks hold nothing that may be drawn
+        row = Row(SamplingParams(min_p=min_p), seed=seed)
+        assert sample(row, logits).token_id == expected(row, logits)
+
+
 def test_logits_are_left_alone_and_may_be_padded() -> None:
     padded = random_logits(5, 4 * 128).reshape(4, 128)
     before = padded.copy()

@@ -53,44 +53,54 @@ class FakeTemplate:
 
 
 class FakeStream:
+    """Gives the next delta ``engine.delay`` seconds after it is asked for, the first one at once."""
+
     def __init__(self, engine: FakeEngine, request_id: str, outputs: list[RequestOutput]) -> None:
         self.request_id = request_id
+        self.over = False
+        self.error: Exception | None = None
         self._engine = engine
         self._outputs = iter(outputs)
-        self._over = False
+        self._ready: list[RequestOutput] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._first = True
 
-    def __aiter__(self) -> FakeStream:
-        return self
-
-    async def __anext__(self) -> RequestOutput:
-        engine = self._engine
-        if self._over:
-            raise StopAsyncIteration
-        try:
-            await asyncio.sleep(0 if self._first else engine.delay)
-        except asyncio.CancelledError:
-            await self.aclose()
-            raise
-        self._first = False
-        output = next(self._outputs)
-        if engine.dead:
-            raise EngineDeadError("The engine has stopped", remedy="Restart the server")
-        if engine.failure is not None:
-            raise engine.failure
-        if engine.aborting:
-            choices = tuple(CompletionOutput(c.index, "", (), None, "abort") for c in output.outputs)
-            output = RequestOutput(self.request_id, output.prompt_token_ids, choices, True)
-        if output.finished:
+    def take(self) -> list[RequestOutput]:
+        taken, self._ready = self._ready, []
+        if taken and taken[-1].finished:
             self._end()
-        return output
+        return taken
+
+    def notify(self, waiter: asyncio.Future[None]) -> None:
+        self._waiter = waiter
+        if not self.over and self._timer is None:
+            delay = 0 if self._first else self._engine.delay
+            self._timer = asyncio.get_running_loop().call_later(delay, self._produce)
+
+    def _produce(self) -> None:
+        engine = self._engine
+        self._timer, self._first = None, False
+        if self.over:
+            return
+        if engine.dead:
+            self.error = EngineDeadError("The engine has stopped", remedy="Restart the server")
+        elif engine.failure is not None:
+            self.error = engine.failure
+        else:
+            output = next(self._outputs)
+            if engine.aborting:
+                choices = tuple(CompletionOutput(c.index, "", (), None, "abort") for c in output.outputs)
+                output = RequestOutput(self.request_id, output.prompt_token_ids, choices, True)
+            self._ready.append(output)
+        if not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _end(self) -> None:
-        self._over = True
+        self.over = True
         self._engine.running.discard(self.request_id)
 
     async def aclose(self) -> None:
-        if not self._over:
+        if not self.over:
             self._end()
             self._engine.aborted.append(self.request_id)
 
