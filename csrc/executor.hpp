@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "step.hpp"
+#include "stopwatch.hpp"
 #include "threads.hpp"
 
 namespace sixfold {
@@ -22,6 +24,10 @@ class Executor {
   void logits(std::span<const std::int32_t> rows, float* out);
   void copy_pages(std::span<const std::int32_t> sources, std::span<const std::int32_t> targets);
 
+  // While on, every operator of every step is timed; `profiled` hands out the times since it was last asked.
+  void profile(bool on) { watch_.turn(on); }
+  std::vector<OpTime> profiled() { return watch_.take(); }
+
   const Header& header() const { return step_.plan.header; }
   int logits_width() const { return step_.logits_width; }
   int pages() const { return step_.page_count; }
@@ -31,6 +37,7 @@ class Executor {
 
  private:
   Step step_;
+  Stopwatch watch_;
   Team team_;
 };
 

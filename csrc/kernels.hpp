@@ -10,24 +10,47 @@
 
 namespace sixfold {
 
-// Activations of a step, row-major, `width` (a multiple of kBlock) per row, padding zero.
-// int8 form: x ~= scale[block] * q, |q| <= 127; sums are over q of 16 columns times the scale, and 8 times the
-// integer sum of a block, which is what minimums and the zero point 8 of 4-bit weights need.
+constexpr int kGroupRows = 8;  // rows whose int8 activations lie together, so that a kernel reads them by one address
+
+// Activations of a step, `width` (a multiple of kBlock) per row, padding zero; f32 is row-major.
+// int8 form: x ~= scale[block] * q, |q| <= 127, as [rows / 8][width / 32][8 rows][32]. Minimums need the sums of q times
+// the scale, zero points -8 times the sums of q (times 1, 2, 4 or 16), both for blocks of 32 and of 16 columns.
 struct Activations {
   int width = 0;
-  std::int8_t* q = nullptr;      // [rows, width]
-  float* scale = nullptr;        // [rows, width / 32]
-  float* scaled_sum = nullptr;   // [rows, width / 16]
-  std::int32_t* sum8 = nullptr;  // [rows, width / 32]
-  float* f32 = nullptr;          // [rows, width]
+  std::int8_t* q = nullptr;            // [groups][blocks][8][32]
+  float* scale = nullptr;              // [groups][blocks][8]
+  float* sum = nullptr;                // [groups][blocks][8]
+  float* half_sum = nullptr;           // [groups][blocks][8][2]
+  std::int32_t* start = nullptr;       // [groups][blocks][8]
+  std::int32_t* half_start = nullptr;  // [groups][blocks][8][2]
+  float* f32 = nullptr;                // [rows, width]
+
+  // Index of a row's block among all blocks.
+  std::size_t at(int row, int block) const {
+    return (static_cast<std::size_t>(row / kGroupRows) * (width / kBlock) + block) * kGroupRows + row % kGroupRows;
+  }
+  // What goes with the q of a block, given the integer sums of its halves.
+  void describe_block(std::size_t index, float block_scale, const int* sums) const {
+    scale[index] = block_scale;
+    sum[index] = block_scale * static_cast<float>(sums[0] + sums[1]);
+    start[index] = -8 * (sums[0] + sums[1]);
+    for (int i = 0; i < 2; ++i) {
+      half_sum[2 * index + i] = block_scale * static_cast<float>(sums[i]);
+      half_start[2 * index + i] = -8 * sums[i];
+    }
+  }
 };
 
-// y[r * ldy + c] = sum_k w[c, k] * x[row + r, k] for the 16 outputs c of one tile and `rows` rows.
+// y[r * ldy + c] = sum_k w[c, k] * x[row + r, k] for the 16 outputs c of one tile and `rows` rows; `row` is a multiple
+// of kGroupRows.
 using MatmulTile = void (*)(const std::uint8_t* tile, int padded_columns, const Activations& x, int row, int rows,
                             float* y, int ldy);
 
+constexpr int kSoftmaxKeys = 64;  // keys of one run of the online softmax; runs lie at multiples of it
+constexpr int kMaxAttentionRows = 512;
+
 // One attention job: the query rows of some tokens of one sequence that share a KV head, against keys
-// [begin, end) (begin a multiple of kPageTokens). Online softmax page by page, in order (Milakov & Gimelshein 2018).
+// [begin, end) (begin a multiple of kPageTokens). Online softmax run by run, in order (Milakov & Gimelshein 2018).
 // A page of a layer and head holds K as [head_size][16] then V as [16][head_size], float16.
 struct AttentionJob {
   const float* q;  // query of token t and head g: q + t * q_stride + g * head_size, already scaled
@@ -43,6 +66,17 @@ struct AttentionJob {
   float* sum;
   float* weight;
   float* max;
+  float* scratch;  // attention_scratch() floats
+};
+
+// Floats of working memory that an attention job of `rows` query rows needs.
+constexpr std::size_t attention_scratch(std::size_t rows, std::size_t head_size) {
+  return rows * (head_size + kSoftmaxKeys) + head_size * (kPageTokens + kSoftmaxKeys);
+}
+
+// A softmax sum that may be one of several: sum [n] of exp(s - max) v, weight of exp(s - max).
+struct PartialSum {
+  float *sum, *weight, *max;
 };
 
 struct Kernels {
@@ -60,11 +94,14 @@ struct Kernels {
   // row can turn a masked product into NaN. y[i * stride].
   void (*to_f16)(const float* x, int n, std::uint16_t* y, int stride);
   void (*attention)(const AttentionJob& job);
+  // Joins two partial sums over n values, n a multiple of 16; both have seen a key.
+  void (*fold)(const PartialSum& into, const PartialSum& other, int n);
 };
 
 const Kernels& scalar_kernels();
 #ifdef SIXFOLD_AVX2
 const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
 #endif
 
 // The best table this machine can run, or the one named; throws std::invalid_argument if it can not run here.

@@ -26,7 +26,7 @@ int blocks_of(int rows, int size) { return (rows + size - 1) / size; }
 int row_chunks(int rows) { return std::min(blocks_of(rows, 4), 1024); }
 
 // Enough chunks for threads to even out, few enough that claiming costs nothing.
-int column_chunks(int units, int threads) { return std::min({units, threads * 16, Team::kMaxChunks}); }
+int column_chunks(int units, int threads) { return std::min({units, threads * 8, Team::kMaxChunks}); }
 
 class Runner {
  public:
@@ -110,6 +110,7 @@ class Runner {
     job.sum = scratch_;
     job.weight = scratch_ + static_cast<std::size_t>(rows) * d;
     job.max = job.weight + rows;
+    job.scratch = scratch_ + round_up(static_cast<std::size_t>(rows) * (d + 2), 16);
     const int visible_end = job.position + task.tokens;
     const int visible_begin = op_.window > 0 ? std::max(0, job.position - op_.window + 1) : 0;
     if (!task.slot_per_split) clear_slots(task, 0);
@@ -121,7 +122,7 @@ class Runner {
       if (job.begin >= job.end) continue;
       k_.attention(job);
       for (int r = 0; r < rows; ++r) {
-        const Slot into = this->slot(task.row + r / group, slot, task.kv_head * group + r % group);
+        const PartialSum into = this->slot(task.row + r / group, slot, task.kv_head * group + r % group);
         fold(into, {job.sum + static_cast<std::size_t>(r) * d, job.weight + r, job.max + r});
       }
     }
@@ -134,7 +135,7 @@ class Runner {
     for (int row = rows.begin; row < rows.end; ++row) {
       for (int head = 0; head < static_cast<int>(h.query_heads); ++head) {
         float weight = 0, max = -std::numeric_limits<float>::infinity();
-        const Slot all{scratch_ + head * d, &weight, &max};
+        const PartialSum all{scratch_ + head * d, &weight, &max};
         for (int slot = 0; slot < s_.slot_count[row]; ++slot) fold(all, this->slot(row, slot, head));
         const float inverse = 1.0f / weight;
         for (int i = 0; i < d; ++i) all.sum[i] *= inverse;
@@ -189,10 +190,6 @@ class Runner {
   }
 
  private:
-  struct Slot {
-    float *sum, *weight, *max;
-  };
-
   const float* vector(int index) const { return s_.plan.matrices[index].vector(); }
   MatmulTile matmul(int index) const { return s_.matmuls[index]; }
 
@@ -226,7 +223,7 @@ class Runner {
       k_.to_f16(values, d, page + token, kPageTokens);
   }
 
-  Slot slot(int row, int index, int head) {
+  PartialSum slot(int row, int index, int head) {
     const Header& h = s_.plan.header;
     const std::size_t at = static_cast<std::size_t>(s_.first_slot[row] + index) * h.query_heads + head;
     return {s_.slots.sum.data() + at * h.head_size, s_.slots.weight.data() + at, s_.slots.max.data() + at};
@@ -239,7 +236,7 @@ class Runner {
   }
 
   // Joins two partial softmax sums; the first is kept as it is when the other saw no key.
-  void fold(const Slot& into, const Slot& other) {
+  void fold(const PartialSum& into, const PartialSum& other) {
     const int d = static_cast<int>(s_.plan.header.head_size);
     if (*other.weight == 0) return;
     if (*into.weight == 0) {
@@ -248,11 +245,7 @@ class Runner {
       *into.max = *other.max;
       return;
     }
-    const float max = std::max(*into.max, *other.max);
-    const float a = std::exp(*into.max - max), b = std::exp(*other.max - max);
-    for (int i = 0; i < d; ++i) into.sum[i] = into.sum[i] * a + other.sum[i] * b;
-    *into.weight = *into.weight * a + *other.weight * b;
-    *into.max = max;
+    k_.fold(into, other, d);
   }
 
   // Outputs [32 block, 32 block + 32) of a matrix for some rows; zero beyond its last tile.

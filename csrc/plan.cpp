@@ -30,6 +30,17 @@ void check_dimensions(const Header& h) {
   require(h.rope_tables <= 4, "more than 4 rope tables");
 }
 
+// The formats that tile_layout.hpp: choose_layout has a kernel for.
+bool known_format(const MatrixRecord& r) {
+  if (r.values <= Values::kBF16) return r.block == 0 && r.scale_bytes == 0;
+  if (r.minimum > Minimum::kExplicit) return false;
+  const bool halves = r.scale_bytes == 2 && r.block == 32;
+  const bool bytes = r.scale_bytes == 1 && (r.block == 32 || r.block == 16);
+  if (r.values == Values::kInt4 || r.values == Values::kInt5) return halves || bytes;
+  if (r.values == Values::kInt6) return bytes && r.block == 16 && r.minimum == Minimum::kZeroPoint;
+  return r.values == Values::kInt8 && halves && r.minimum == Minimum::kZeroPoint;
+}
+
 Matrix read_matrix(const MatrixRecord& record, const std::uint8_t* data, std::uint64_t data_bytes) {
   require(record.rows > 0 && record.rows < kMaxDimension && record.columns < kMaxDimension, "a matrix is absurd");
   require(record.offset % 64 == 0 && inside(record.offset, record.bytes, data_bytes), "a matrix lies outside the file");
@@ -38,14 +49,8 @@ Matrix read_matrix(const MatrixRecord& record, const std::uint8_t* data, std::ui
     require(record.bytes == std::uint64_t{record.rows} * 4, "a vector's size is wrong");
     return matrix;
   }
-  const bool quantised = record.values == Values::kInt4 || record.values == Values::kInt8;
-  require(record.columns > 0 && record.values <= Values::kInt8, "a matrix has an unknown format");
-  require(!quantised || record.block == 32 || (record.block == 16 && record.values == Values::kInt8),
-          "a matrix has an unsupported block size");
-  require(!quantised || record.scale_bytes == 2 || record.scale_bytes == 4, "a matrix has an unknown scale type");
-  require(record.minimum <= Minimum::kZeroPoint8, "a matrix has an unknown minimum");
-  require(record.minimum != Minimum::kZeroPoint8 || record.values == Values::kInt4, "zero point 8 needs 4-bit values");
-  require(record.minimum != Minimum::kNone || record.values != Values::kInt4, "4-bit values need a minimum");
+  require(record.columns > 0 && known_format(record), "a matrix has an unknown format");
+  require(record.scale_bytes != 1 || record.columns % 256 == 0, "a matrix's columns do not fill its superblocks");
   matrix.tile_bytes = tile_bytes(record);
   matrix.tiles = static_cast<int>(round_up(record.rows, kTileColumns) / kTileColumns);
   matrix.padded_columns = static_cast<int>(round_up(record.columns, kBlock));
@@ -153,6 +158,7 @@ class OpChecker {
 
 std::size_t tile_bytes(const MatrixRecord& r) {
   const std::size_t k = round_up(r.columns, kBlock);
+  std::size_t bits = 0;
   switch (r.values) {
     case Values::kF32:
       return k * kTileColumns * 4;
@@ -160,12 +166,17 @@ std::size_t tile_bytes(const MatrixRecord& r) {
     case Values::kBF16:
       return k * kTileColumns * 2;
     case Values::kInt4:
-    case Values::kInt8:
+    case Values::kInt5:
+    case Values::kInt6:
+      bits = 4 + (r.values == Values::kInt4 ? 0 : r.values == Values::kInt5 ? 1 : 2);
       break;
+    case Values::kInt8:
+      bits = 8;
   }
-  const std::size_t values = kTileColumns * kBlock * (r.values == Values::kInt4 ? 1 : 2) / 2;
-  const std::size_t scales = kTileColumns * (kBlock / r.block) * r.scale_bytes;
-  return k / kBlock * (values + scales * (r.minimum == Minimum::kExplicit ? 2 : 1));
+  const std::size_t kinds = r.minimum == Minimum::kExplicit ? 2 : 1;  // scales, minimums
+  const std::size_t scales = kinds * kTileColumns * (kBlock / r.block) * r.scale_bytes;
+  const std::size_t super = r.scale_bytes == 1 ? k / 256 * kinds * kTileColumns * 2 : 0;
+  return k / kBlock * (kTileColumns * kBlock * bits / 8 + scales) + super;
 }
 
 Plan read_plan(std::span<const std::uint8_t> bytes) {
@@ -176,7 +187,7 @@ Plan read_plan(std::span<const std::uint8_t> bytes) {
   require(std::memcmp(h.magic, "SIXFPLAN", 8) == 0, "wrong magic");
   require(h.version == kPlanVersion && h.header_bytes == sizeof(Header), "written by another version");
   check_dimensions(h);
-  require(h.matrix_count < (1u << 20) && h.op_count < (1u << 20), "absurd counts");
+  require(h.matrix_count < (1u << 20) && h.op_count < (1u << 16), "absurd counts");
   require(inside(h.matrices_offset, h.matrix_count * sizeof(MatrixRecord), bytes.size()) &&
               inside(h.ops_offset, h.op_count * sizeof(OpRecord), bytes.size()) &&
               inside(h.data_offset, h.data_bytes, bytes.size()) && inside(h.meta_offset, h.meta_bytes, bytes.size()),

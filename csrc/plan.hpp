@@ -13,15 +13,16 @@
 
 namespace sixfold {
 
-constexpr std::uint32_t kPlanVersion = 1;
+constexpr std::uint32_t kPlanVersion = 2;
 constexpr int kPageTokens = 16;   // tokens of one KV page
 constexpr int kTileColumns = 16;  // output columns of one packed weight tile
 constexpr int kMaxHeadSize = 512;
 constexpr int kBlock = 32;  // columns that share one activation scale
 
-// How the numbers of a matrix are stored. Quantised: w = scale * q - minimum, exact in float32.
-enum class Values : std::uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kInt4 = 3, kInt8 = 4 };
-enum class Minimum : std::uint32_t { kNone = 0, kExplicit = 1, kZeroPoint8 = 2 };  // kZeroPoint8: minimum = 8 * scale
+// How the numbers of a matrix are stored; tile_layout.hpp says where. Quantised: w = scale * q - minimum, exact in
+// float32, with q unsigned except for int8. kZeroPoint: minimum = zero * scale, zero 8, 16, 32, 0 for int4, 5, 6, 8.
+enum class Values : std::uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kInt4 = 3, kInt8 = 4, kInt5 = 5, kInt6 = 6 };
+enum class Minimum : std::uint32_t { kZeroPoint = 0, kExplicit = 1 };
 
 struct MatrixRecord {
   std::uint64_t offset;  // from the start of data
@@ -30,7 +31,7 @@ struct MatrixRecord {
   std::uint32_t columns;  // inputs, K
   Values values;
   std::uint32_t block;        // 16 or 32 columns a scale; 0 for float values
-  std::uint32_t scale_bytes;  // 2 (f16) or 4 (f32); 0 for float values
+  std::uint32_t scale_bytes;  // 2: f16; 1: a byte times the f16 of 256 columns; 0 for float values
   Minimum minimum;
   std::uint32_t vector;  // 1: a plain float32 vector [rows], not packed in tiles
   std::uint32_t reserved[3];

@@ -257,6 +257,16 @@ void bind_executor(nb::module_& module) {
       .def(
           "copy_pages", [](Executor& self, Ints from, Ints to) { self.copy_pages(span(from), span(to)); },
           nb::arg("sources"), nb::arg("targets"))
+      .def("profile", &Executor::profile, nb::arg("on"), "Times every operator from now on, or no longer.")
+      .def(
+          "profiled",
+          [](Executor& self) {
+            nb::list times;
+            for (const sixfold::OpTime& time : self.profiled())
+              times.append(nb::make_tuple(time.section, time.op, time.calls, time.seconds));
+            return times;
+          },
+          "(section, operator, calls, seconds) since the last call; section 0 is the body, 1 the head.")
       .def_prop_ro("logits_width", &Executor::logits_width)
       .def_prop_ro("num_pages", &Executor::pages)
       .def_prop_ro("page_bytes", &Executor::page_bytes)
@@ -331,11 +341,13 @@ void bind_kernels(nb::module_& module) {
           kernels.to_f16(v.data() + static_cast<std::size_t>(key) * d, d, page + (kPageTokens + key % kPageTokens) * d,
                          1);
         }
+        require(rows <= kMaxAttentionRows, "more rows than an attention job takes");
         std::vector<float> weight(rows), max(rows);
+        Buffer<float> scratch(attention_scratch(rows, d));
         const int group = rows / tokens;
         AttentionJob job{q.data(),   group * d,     tokens,    group,  d, pool.data(),
                          stride,     table.data(),  position,  window, 0, position + tokens,
-                         out.data(), weight.data(), max.data()};
+                         out.data(), weight.data(), max.data(), scratch.data()};
         kernels.attention(job);
         for (int r = 0; r < rows; ++r)
           for (int i = 0; i < d; ++i) out.data()[static_cast<std::size_t>(r) * d + i] /= weight[r];

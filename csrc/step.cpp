@@ -27,17 +27,21 @@ int padded(std::uint32_t value) { return static_cast<int>(round_up(value, kBlock
 
 ActivationBuffer::ActivationBuffer(int rows, int columns) {
   view_.width = padded(static_cast<std::uint32_t>(columns));
-  const std::size_t values = static_cast<std::size_t>(rows) * view_.width;
+  const std::size_t values = round_up(static_cast<std::size_t>(rows), kGroupRows) * view_.width;
   q_ = Buffer<std::int8_t>(values);
   f32_ = Buffer<float>(values);
   scale_ = Buffer<float>(values / kBlock);
-  scaled_sum_ = Buffer<float>(values / kBlock * 2);
-  sum8_ = Buffer<std::int32_t>(values / kBlock);
+  sum_ = Buffer<float>(values / kBlock);
+  half_sum_ = Buffer<float>(values / kBlock * 2);
+  start_ = Buffer<std::int32_t>(values / kBlock);
+  half_start_ = Buffer<std::int32_t>(values / kBlock * 2);
   view_.q = q_.data();
   view_.f32 = f32_.data();
   view_.scale = scale_.data();
-  view_.scaled_sum = scaled_sum_.data();
-  view_.sum8 = sum8_.data();
+  view_.sum = sum_.data();
+  view_.half_sum = half_sum_.data();
+  view_.start = start_.data();
+  view_.half_start = half_start_.data();
 }
 
 void ActivationBuffer::emit(const Kernels& kernels, int row, const float* values, std::uint32_t forms) {
@@ -73,7 +77,9 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
   for (const OpRecord& op : plan.body)
     if (op.kind == OpKind::kRopeTable) rope_widths_[op.rope] = static_cast<int>(plan.matrices[op.norm[0]].record.rows);
   const std::size_t group = plan.header.query_heads / plan.header.kv_heads;
-  const std::size_t attention = group * kTileTokens * (plan.header.head_size + 2);
+  static_assert(64 * kTileTokens <= kMaxAttentionRows);
+  const std::size_t queries = group * kTileTokens, d = plan.header.head_size;
+  const std::size_t attention = round_up(queries * (d + 2), 16) + attention_scratch(queries, d);
   const std::size_t rows = std::max<std::size_t>(kQkvRows * plan.header.head_size, 3 * kRowBlock * kBlock);
   const std::size_t widest = std::max<std::size_t>(
       {attention, rows, static_cast<std::size_t>(hidden_width), static_cast<std::size_t>(query_width)});

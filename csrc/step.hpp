@@ -14,7 +14,7 @@ namespace sixfold {
 
 // Keys of one attention split. Splits lie at multiples of it, whatever the batch or the threads, and their partial
 // results are folded in order: that fixes the order of every addition.
-constexpr int kSplitKeys = 128;
+constexpr int kSplitKeys = 256;
 
 // A zeroed block of floats, int8 or int32, aligned to 64 bytes.
 template <typename T>
@@ -41,8 +41,8 @@ class ActivationBuffer {
 
  private:
   Buffer<std::int8_t> q_;
-  Buffer<float> scale_, scaled_sum_, f32_;
-  Buffer<std::int32_t> sum8_;
+  Buffer<float> scale_, sum_, half_sum_, f32_;
+  Buffer<std::int32_t> start_, half_start_;
   Activations view_;
 };
 

@@ -42,7 +42,6 @@ void rms_norm(const float* x, const float* w, float epsilon, int n, float* y) {
 }
 
 void quantize(const float* x, int count, const Activations& out, int row, int block) {
-  const std::size_t blocks = static_cast<std::size_t>(out.width) / kBlock;
   const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   for (int b = block; b < block + count; ++b, x += kBlock) {
     __m256 v[4], largest = _mm256_setzero_ps();
@@ -60,12 +59,10 @@ void quantize(const float* x, int count, const Activations& out, int row, int bl
     // packs work within 128-bit halves; the permutation puts the dwords back in order
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + static_cast<std::size_t>(row) * out.width + b * kBlock),
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + out.at(row, b) * kBlock),
                         ordered);
-    out.scale[row * blocks + b] = scale;
-    out.scaled_sum[(row * blocks + b) * 2] = scale * static_cast<float>(first);
-    out.scaled_sum[(row * blocks + b) * 2 + 1] = scale * static_cast<float>(second);
-    out.sum8[row * blocks + b] = 8 * (first + second);
+    const int sums[2] = {first, second};
+    out.describe_block(out.at(row, b), scale, sums);
   }
 }
 
@@ -122,12 +119,27 @@ void to_f16(const float* x, int n, std::uint16_t* y, int stride) {
   }
 }
 
+void fold(const PartialSum& into, const PartialSum& other, int n) {
+  const float max = *into.max > *other.max ? *into.max : *other.max;
+  // both factors by one exp: lane 0 and lane 1
+  const __m256 shifts = _mm256_blend_ps(_mm256_set1_ps(*into.max - max), _mm256_set1_ps(*other.max - max), 2);
+  alignas(32) float factors[8];
+  _mm256_store_ps(factors, exp_ps(shifts));
+  const __m256 a = _mm256_set1_ps(factors[0]), b = _mm256_set1_ps(factors[1]);
+  for (int i = 0; i < n; i += 8) {
+    const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(other.sum + i), b);
+    _mm256_storeu_ps(into.sum + i, _mm256_fmadd_ps(_mm256_loadu_ps(into.sum + i), a, scaled));
+  }
+  *into.weight = *into.weight * factors[0] + *other.weight * factors[1];
+  *into.max = max;
+}
+
 }  // namespace
 }  // namespace avx2
 
 const Kernels& avx2_kernels() {
   static const Kernels table{"avx2",     avx2::matmul, avx2::rms_norm, avx2::quantize,
-                             avx2::gate, avx2::rope,   avx2::to_f16,   avx2::attention};
+                             avx2::gate, avx2::rope,   avx2::to_f16,   avx2::attention, avx2::fold};
   return table;
 }
 

@@ -1,159 +1,222 @@
-// AVX2 matmul kernels. A 256-bit register holds 8 outputs by 4 columns of int8 (or the two nibbles of two such groups);
-// four activations are broadcast against it. 4 rows by 16 outputs are computed at once, nibbles unpacked in registers.
+// AVX2 matmul kernels. A 256-bit register holds 8 outputs by 4 columns of weights as bytes; four activations are
+// broadcast against it. 4 rows by 16 outputs are computed at once, bits unpacked in registers.
 #include <immintrin.h>
 
 #include <cstring>
 
 #include "../kernels.hpp"
+#include "../tile_layout.hpp"
 #include "math.hpp"
 
 namespace sixfold {
 namespace {
 
 constexpr int kRows = 4;
+constexpr int kAhead = 2048;  // bytes that weights are prefetched ahead
 
-inline __m256i broadcast4(const std::int8_t* a) {
+SIXFOLD_INLINE __m256i broadcast4(const std::int8_t* a) {
   std::int32_t four;
   std::memcpy(&four, a, 4);
   return _mm256_set1_epi32(four);
 }
 
-template <int kScaleBytes>
-inline __m256 load_scales(const std::uint8_t* p, int index) {
-  if constexpr (kScaleBytes == 2) return load_f16(p + 2 * index);
-  return _mm256_loadu_ps(reinterpret_cast<const float*>(p) + index);
+template <int kShift>
+SIXFOLD_INLINE __m256i shift_left(__m256i x) {
+  if constexpr (kShift > 0) return _mm256_slli_epi16(x, kShift);
+  if constexpr (kShift < 0) return _mm256_srli_epi16(x, -kShift);
+  return x;
 }
 
-// int32 dot products of one 32-block of 4-bit weights, 16 outputs, R rows. Eight products of 15 * 127 * 2 fit int16.
-template <int R>
-inline void dots4(const std::uint8_t* data, const std::int8_t* const* a, __m256i dot[R][2]) {
-  const __m256i low_nibbles = _mm256_set1_epi8(15);
+// Weights of column group G (columns 4 G .. 4 G + 3) and the outputs of half h: unsigned, int8 as they are.
+template <int kBits, int G>
+SIXFOLD_INLINE __m256i weights(const std::uint8_t* data, int h) {
+  const auto load = [h](const std::uint8_t* at) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(at + 32 * h));
+  };
+  if constexpr (kBits == 8) return load(data + 64 * G);
+  const __m256i nibble = _mm256_and_si256(shift_left<G < 4 ? 0 : -4>(load(data + 64 * (G % 4))), _mm256_set1_epi8(15));
+  if constexpr (kBits == 4) return nibble;
+  // The bits above the nibble: one a group in one register (5 bits), or two a group in two registers (6 bits).
+  const __m256i plane = load(data + 256 + (kBits == 5 ? 0 : 64 * (G / 4)));
+  const __m256i moved = shift_left<4 - (kBits == 5 ? G : 2 * (G % 4))>(plane);
+  return _mm256_or_si256(nibble, _mm256_and_si256(moved, _mm256_set1_epi8(kBits == 5 ? 16 : 48)));
+}
+
+// Scales or minimums of 8 outputs of a part: float16, or a byte times the superblock's float16.
+template <int kScaleBytes, bool kSigned>
+SIXFOLD_INLINE __m256 load_scales(const std::uint8_t* p, __m256 super) {
+  if constexpr (kScaleBytes == 2) return load_f16(p);
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m256i wide = kSigned ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
+  return _mm256_mul_ps(_mm256_cvtepi32_ps(wide), super);
+}
+
+// sum += w * a in 16-bit lanes. In assembly, so that the order stays as it is: left to itself, GCC regroups the
+// additions and runs out of registers.
+SIXFOLD_INLINE void add_products(__m256i& sum, __m256i w, __m256i a) {
+#ifdef __GNUC__
+  __m256i product;
+  __asm__("vpmaddubsw %[a], %[w], %[p]\n\tvpaddw %[p], %[s], %[s]" : [s] "+x"(sum), [p] "=&x"(product) : [w] "x"(w), [a] "x"(a));
+#else
+  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, a));
+#endif
+}
+
+// Adds column groups [G, kEnd) to the 16-bit sums of R rows and 16 outputs.
+template <int R, int G, int kEnd, int kBits>
+SIXFOLD_INLINE void add_groups(const std::uint8_t* data, const std::int8_t* a, __m256i sum[R][2]) {
+  if constexpr (G < kEnd) {
+    const __m256i w[2] = {weights<kBits, G>(data, 0), weights<kBits, G>(data, 1)};
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const __m256i four = broadcast4(a + r * kBlock + 4 * G);
+      add_products(sum[r][0], w[0], four);
+      add_products(sum[r][1], w[1], four);
+    }
+    add_groups<R, G + 1, kEnd, kBits>(data, a, sum);
+  }
+}
+
+// int32 dot products of column groups [G, kEnd) of weights below 64. Sums of 16 bits hold eight products of 15 * 127 * 2,
+// four of 31 * 127 * 2 or two of 63 * 127 * 2; then they are widened.
+template <int R, int G, int kEnd, int kBits>
+SIXFOLD_INLINE void small_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
+  constexpr int kStep = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
+  constexpr int kStop = G + kStep < kEnd ? G + kStep : kEnd;
+  const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[R][2];
 #pragma GCC unroll 4
-  for (int g = 0; g < 4; ++g) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      const __m256i pair = _mm256_load_si256(reinterpret_cast<const __m256i*>(data + (2 * g + h) * 32));
-      const __m256i low = _mm256_and_si256(pair, low_nibbles);
-      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low_nibbles);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const __m256i first = _mm256_maddubs_epi16(low, broadcast4(a[r] + 4 * g));
-        const __m256i second = _mm256_maddubs_epi16(high, broadcast4(a[r] + 16 + 4 * g));
-        sum[r][h] = g == 0 ? first : _mm256_add_epi16(sum[r][h], first);
-        sum[r][h] = _mm256_add_epi16(sum[r][h], second);
-      }
-    }
-  }
-  const __m256i ones = _mm256_set1_epi16(1);
+  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+  add_groups<R, G, kStop, kBits>(data, a, sum);
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
-    for (int h = 0; h < 2; ++h) dot[r][h] = _mm256_madd_epi16(sum[r][h], ones);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) dot[r][h] = _mm256_add_epi32(dot[r][h], _mm256_madd_epi16(sum[r][h], ones));
+  if constexpr (kStop < kEnd) small_dots<R, kStop, kEnd, kBits>(data, a, dot);
 }
 
-// int32 dot products of `kGroups` groups of 4 columns of int8 weights. |w| is unsigned, its sign moves to the
-// activation; 128 * 127 * 2 fits int16 but two of them do not, so every group is widened at once.
-template <int R, int kGroups>
-inline void dots8(const std::uint8_t* data, const std::int8_t* const* a, int offset, __m256i dot[R][2]) {
-  const __m256i ones = _mm256_set1_epi16(1);
-#pragma GCC unroll 8
-  for (int g = 0; g < kGroups; ++g) {
+// int32 dot products of signed weights. |w| is unsigned, its sign moves to the activation; 128 * 127 * 2 fits 16 bits
+// but two of them do not, so every group is widened at once.
+template <int R, int G, int kEnd>
+SIXFOLD_INLINE void signed_dots(const std::uint8_t* data, const std::int8_t* a, __m256i dot[R][2]) {
+  if constexpr (G < kEnd) {
+    const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(data + (2 * g + h) * 32));
+      const __m256i w = weights<8, G>(data, h);
       const __m256i magnitude = _mm256_abs_epi8(w);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const __m256i signed_a = _mm256_sign_epi8(broadcast4(a[r] + offset + 4 * g), w);
-        const __m256i wide = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, signed_a), ones);
-        dot[r][h] = g == 0 ? wide : _mm256_add_epi32(dot[r][h], wide);
+        const __m256i signed_a = _mm256_sign_epi8(broadcast4(a + r * kBlock + 4 * G), w);
+        dot[r][h] = _mm256_add_epi32(dot[r][h], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, signed_a), ones));
       }
     }
+    signed_dots<R, G + 1, kEnd>(data, a, dot);
   }
 }
 
-template <int R, bool kFour, int kPart, int kScaleBytes, Minimum M>
-void int_rows(const std::uint8_t* tile, int blocks, const Activations& x, int row, float* y, int ldy) {
-  constexpr int kParts = kBlock / kPart;
-  constexpr int kScales = kTileColumns * kParts * kScaleBytes;
-  constexpr int kHead = kScales * (M == Minimum::kExplicit ? 2 : 1);
-  constexpr int kBytes = kHead + kTileColumns * kBlock / (kFour ? 2 : 1);
-  const int width_blocks = x.width / kBlock;
-  const std::int8_t* a[R];
-  const float* scale[R];
-  const float* scaled_sum[R];
-  const std::int32_t* sum8[R];
+// R rows of one group, as far as the blocks before have brought them.
+template <int R, typename L>
+struct Rows {
+  const std::int8_t* a;
+  const float* scale;
+  const float* sum;           // scaled sums of the parts
+  const std::int32_t* start;  // -8 times the sums of the parts
   __m256 acc[R][2];
+
+  Rows(const Activations& x, int row)
+      : a(x.q + x.at(row, 0) * kBlock),
+        scale(x.scale + x.at(row, 0)),
+        sum(L::kParts == 2 ? x.half_sum + 2 * x.at(row, 0) : x.sum + x.at(row, 0)),
+        start(L::kParts == 2 ? x.half_start + 2 * x.at(row, 0) : x.start + x.at(row, 0)) {
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    const std::size_t at = static_cast<std::size_t>(row + r);
-    a[r] = x.q + at * x.width;
-    scale[r] = x.scale + at * width_blocks;
-    scaled_sum[r] = x.scaled_sum + at * width_blocks * 2;
-    sum8[r] = x.sum8 + at * width_blocks;
-    acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+    for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
   }
-  for (int b = 0; b < blocks; ++b, tile += kBytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(tile + 2048), _MM_HINT_T0);
-    if constexpr (R == 1) {
-      for (int line = 64; line < kBytes; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(tile + 2048 + line), _MM_HINT_T0);
-    }
-#pragma GCC unroll 2
-    for (int part = 0; part < kParts; ++part) {
-      __m256i dot[R][2];
-      if constexpr (kFour)
-        dots4<R>(tile + kHead, a, dot);
-      else
-        dots8<R, kPart / 4>(tile + kHead + part * kPart * kTileColumns, a, part * kPart, dot);
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        const __m256 w = load_scales<kScaleBytes>(tile, part * kTileColumns + h * 8);
-        __m256 minimum;
-        if constexpr (M == Minimum::kExplicit)
-          minimum = load_scales<kScaleBytes>(tile + kScales, part * kTileColumns + h * 8);
+
+  template <int kPart>
+  SIXFOLD_INLINE void part(const std::uint8_t* block, const __m256* super) {
+    constexpr int kGroups = 8 / L::kParts, kFirst = kPart * kGroups;
+    __m256i dot[R][2];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          __m256i d = dot[r][h];
-          if constexpr (M == Minimum::kZeroPoint8) d = _mm256_sub_epi32(d, _mm256_set1_epi32(sum8[r][b]));
-          acc[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(d), _mm256_mul_ps(w, _mm256_set1_ps(scale[r][b])), acc[r][h]);
-          if constexpr (M == Minimum::kExplicit) {
-            const float sum =
-                kParts == 2 ? scaled_sum[r][2 * b + part] : scaled_sum[r][2 * b] + scaled_sum[r][2 * b + 1];
-            acc[r][h] = _mm256_fnmadd_ps(minimum, _mm256_set1_ps(sum), acc[r][h]);
-          }
-        }
+    for (int r = 0; r < R; ++r) {
+      constexpr bool kStarts = L::kZero != 0 && L::kBits != 8;  // int8 weights are taken signed here
+      dot[r][0] = kStarts ? _mm256_slli_epi32(_mm256_set1_epi32(start[r * L::kParts + kPart]), L::kZeroShift)
+                          : _mm256_setzero_si256();
+      dot[r][1] = dot[r][0];
+    }
+    if constexpr (L::kBits == 8)
+      signed_dots<R, kFirst, kFirst + kGroups>(block + L::kHead, a, dot);
+    else
+      small_dots<R, kFirst, kFirst + kGroups, L::kBits>(block + L::kHead, a, dot);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const int at = (kPart * kTileColumns + h * 8) * L::kScaleBytes;
+      const __m256 w = load_scales<L::kScaleBytes, L::kSignedScales>(block + at, super[h]);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+        acc[r][h] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dot[r][h]), w), _mm256_set1_ps(scale[r]),
+                                    acc[r][h]);
+      if constexpr (L::kMinimum) {
+        const __m256 m = load_scales<L::kScaleBytes, false>(block + L::kScales + at, super[2 + h]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+          acc[r][h] = _mm256_fnmadd_ps(m, _mm256_set1_ps(sum[r * L::kParts + kPart]), acc[r][h]);
       }
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) a[r] += kBlock;
+  }
+
+  SIXFOLD_INLINE void block(const std::uint8_t* at, const __m256* super) {
+    part<0>(at, super);
+    if constexpr (L::kParts == 2) part<1>(at, super);
+    a += kGroupRows * kBlock;
+    scale += kGroupRows;
+    sum += kGroupRows * L::kParts;
+    start += kGroupRows * L::kParts;
+  }
+};
+
+template <int R, typename L>
+void int_rows(const std::uint8_t* tile, int blocks, const Activations& x, int row, float* y, int ldy) {
+  Rows<R, L> rows(x, row);
+  __m256 super[4] = {};  // of scales and of minimums, two halves each
+  for (int b = 0; b < blocks; ++b) {
+    for (int line = 0; line < (R == 1 ? L::kBytes : 64); line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + line), _MM_HINT_T0);
+    if constexpr (L::kScaleBytes == 1) {
+      if (b % kSuperBlocks == 0) {
+        for (int i = 0; i < L::kSuperHead / 16; ++i) super[i] = load_f16(tile + 16 * i);
+        tile += L::kSuperHead;
+      }
+    }
+    rows.block(tile, super);
+    tile += L::kBytes;
   }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
-    for (int h = 0; h < 2; ++h) _mm256_storeu_ps(y + static_cast<std::size_t>(r) * ldy + 8 * h, acc[r][h]);
+    for (int h = 0; h < 2; ++h) _mm256_storeu_ps(y + static_cast<std::size_t>(r) * ldy + 8 * h, rows.acc[r][h]);
 }
 
-template <bool kFour, int kPart, int kScaleBytes, Minimum M>
+template <typename L>
 void int_tile(const std::uint8_t* tile, int columns, const Activations& x, int row, int rows, float* y, int ldy) {
   const int blocks = columns / kBlock;
   int r = 0;
   for (; r + kRows <= rows; r += kRows)
-    int_rows<kRows, kFour, kPart, kScaleBytes, M>(tile, blocks, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
+    int_rows<kRows, L>(tile, blocks, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
   float* rest = y + static_cast<std::size_t>(r) * ldy;
   switch (rows - r) {
     case 3:
-      return int_rows<3, kFour, kPart, kScaleBytes, M>(tile, blocks, x, row + r, rest, ldy);
+      return int_rows<3, L>(tile, blocks, x, row + r, rest, ldy);
     case 2:
-      return int_rows<2, kFour, kPart, kScaleBytes, M>(tile, blocks, x, row + r, rest, ldy);
+      return int_rows<2, L>(tile, blocks, x, row + r, rest, ldy);
     case 1:
-      return int_rows<1, kFour, kPart, kScaleBytes, M>(tile, blocks, x, row + r, rest, ldy);
+      return int_rows<1, L>(tile, blocks, x, row + r, rest, ldy);
     default:
       return;
   }
 }
 
 template <Values V>
-inline __m256 load_weights(const std::uint8_t* tile, std::size_t index) {
+SIXFOLD_INLINE __m256 load_weights(const std::uint8_t* tile, std::size_t index) {
   if constexpr (V == Values::kF32) return _mm256_loadu_ps(reinterpret_cast<const float*>(tile) + index);
   if constexpr (V == Values::kF16) return load_f16(tile + 2 * index);
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 2 * index));
@@ -192,35 +255,22 @@ void float_tile(const std::uint8_t* tile, int columns, const Activations& x, int
   for (; r < rows; ++r) float_rows<1, V>(tile, columns, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
 }
 
-template <bool kFour, int kPart, int kScaleBytes>
-MatmulTile by_minimum(Minimum minimum) {
-  if (minimum == Minimum::kExplicit) return int_tile<kFour, kPart, kScaleBytes, Minimum::kExplicit>;
-  if constexpr (kFour) return int_tile<kFour, kPart, kScaleBytes, Minimum::kZeroPoint8>;
-  return int_tile<kFour, kPart, kScaleBytes, Minimum::kNone>;
-}
+struct Choose {
+  template <typename L>
+  static MatmulTile integer() {
+    return int_tile<L>;
+  }
+  template <Values V>
+  static MatmulTile floating() {
+    return float_tile<V>;
+  }
+};
 
 }  // namespace
 
 namespace avx2 {
 
-MatmulTile matmul(const MatrixRecord& record) {
-  const bool half = record.scale_bytes == 2;
-  switch (record.values) {
-    case Values::kF32:
-      return float_tile<Values::kF32>;
-    case Values::kF16:
-      return float_tile<Values::kF16>;
-    case Values::kBF16:
-      return float_tile<Values::kBF16>;
-    case Values::kInt4:
-      return half ? by_minimum<true, 32, 2>(record.minimum) : by_minimum<true, 32, 4>(record.minimum);
-    case Values::kInt8:
-      break;
-  }
-  if (record.block == 16)
-    return half ? by_minimum<false, 16, 2>(record.minimum) : by_minimum<false, 16, 4>(record.minimum);
-  return half ? by_minimum<false, 32, 2>(record.minimum) : by_minimum<false, 32, 4>(record.minimum);
-}
+MatmulTile matmul(const MatrixRecord& record) { return choose_layout<Choose>(record); }
 
 }  // namespace avx2
 }  // namespace sixfold

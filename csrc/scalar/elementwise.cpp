@@ -23,22 +23,18 @@ void rms_norm(const float* x, const float* w, float epsilon, int n, float* y) {
 }
 
 void quantize(const float* x, int count, const Activations& out, int row, int block) {
-  const std::size_t blocks = static_cast<std::size_t>(out.width) / kBlock;
   for (int b = block; b < block + count; ++b, x += kBlock) {
     float largest = 0;
     for (int i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
     const float scale = largest / 127.0f;
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    std::int8_t* q = out.q + static_cast<std::size_t>(row) * out.width + b * kBlock;
-    std::int32_t sums[2] = {};
+    std::int8_t* q = out.q + out.at(row, b) * kBlock;
+    int sums[2] = {};
     for (int i = 0; i < kBlock; ++i) {
       q[i] = static_cast<std::int8_t>(std::nearbyint(x[i] * inverse));
       sums[i / 16] += q[i];
     }
-    out.scale[row * blocks + b] = scale;
-    out.scaled_sum[(row * blocks + b) * 2] = scale * static_cast<float>(sums[0]);
-    out.scaled_sum[(row * blocks + b) * 2 + 1] = scale * static_cast<float>(sums[1]);
-    out.sum8[row * blocks + b] = 8 * (sums[0] + sums[1]);
+    out.describe_block(out.at(row, b), scale, sums);
   }
 }
 
@@ -63,12 +59,20 @@ void to_f16(const float* x, int n, std::uint16_t* y, int stride) {
   for (int i = 0; i < n; ++i) y[static_cast<std::size_t>(i) * stride] = f32_to_f16_clamped(x[i]);
 }
 
+void fold(const PartialSum& into, const PartialSum& other, int n) {
+  const float max = std::max(*into.max, *other.max);
+  const float a = std::exp(*into.max - max), b = std::exp(*other.max - max);
+  for (int i = 0; i < n; ++i) into.sum[i] = into.sum[i] * a + other.sum[i] * b;
+  *into.weight = *into.weight * a + *other.weight * b;
+  *into.max = max;
+}
+
 }  // namespace
 }  // namespace scalar
 
 const Kernels& scalar_kernels() {
   static const Kernels table{"scalar",     scalar::matmul, scalar::rms_norm, scalar::quantize,
-                             scalar::gate, scalar::rope,   scalar::to_f16,   scalar::attention};
+                             scalar::gate, scalar::rope,   scalar::to_f16,   scalar::attention, scalar::fold};
   return table;
 }
 

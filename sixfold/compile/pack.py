@@ -7,22 +7,25 @@ run of blocks of 32 inputs:
 
     | scales [parts][16] | minimums [parts][16], if any | values |        parts = 32 / block
 
-Values lie so that a 256-bit register holds 8 outputs by 4 inputs. For int8: [8 groups of 4 inputs][2 halves of 8
-outputs][8 outputs][4 inputs] bytes. For int4 a byte holds inputs k (low) and k + 16 (high): [4 groups][2][8][4] bytes.
-Float tiles are [K][16].
+Scales that are bytes have a float16 for every 8 blocks, in front of them: | scales [16] | minimums [16], if any |.
+Values lie so that 64 bytes hold 16 outputs by 4 inputs. For int8: [8 groups of 4 inputs][16 outputs][4 inputs] bytes.
+For fewer bits a byte holds the nibbles of inputs k (low) and k + 16 (high), [4 groups][16][4]; the bits above follow,
+[16][4] bytes whose bit g belongs to group g (5 bits), or two such whose bits 2 i, 2 i + 1 belong to group i of the
+first and of the last four (6 bits). csrc/tile_layout.hpp is the same for the kernels. Float tiles are [K][16].
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sixfold.compile.formats import EXPLICIT_MINIMUM, FORMATS, INT4, Format
+from sixfold.compile.formats import BYTE, EXPLICIT_MINIMUM, FORMATS, INT8, Format
 from sixfold.models.network import Weight
-from sixfold.weights.tensor import Tensor, check_finite, split_blocks
+from sixfold.weights.tensor import Blocks, Tensor, check_finite, split_blocks, split_levels
 
 TILE = 16  # outputs
 BLOCK = 32  # inputs
@@ -59,27 +62,60 @@ def _pack_floats(tensor: Tensor, format: Format) -> Bytes:
 
 def _pack_blocks(tensor: Tensor, format: Format) -> Bytes:
     blocks = split_blocks(tensor)
-    q = _padded(blocks.q.view(np.uint8), BLOCK)
+    scales = _byte_scales(tensor) if format.scale_bytes == BYTE else _half_scales(blocks, format)
+    q = blocks.q.view(np.uint8)
+    if blocks.q.dtype == np.int8 and format.zero:
+        q = q + np.uint8(format.zero)
+    parts = [*scales.blocks, *_values(_padded(q, BLOCK), format)]
+    packed = np.concatenate(parts, axis=2)  # [tiles, blocks, bytes]
+    if scales.heads is not None:
+        tiles, supers = scales.heads.shape[:2]
+        packed = np.concatenate([scales.heads, packed.reshape(tiles, supers, -1)], axis=2)
+    return packed.reshape(-1)
+
+
+def _values(q: Bytes, format: Format) -> list[Bytes]:
+    """Integers as they are stored, [rows, columns] -> parts of each block, [tiles, blocks, bytes]."""
     tiles, count = q.shape[0] // TILE, q.shape[1] // BLOCK
-    if format.values == INT4:
-        # axes: tile, half of 8 outputs, output, block, low or high nibble, group, input
-        nibbles = q.reshape(tiles, 2, 8, count, 2, 4, 4)
-        values = nibbles[:, :, :, :, 0] | (nibbles[:, :, :, :, 1] << 4)
-    else:
-        values = q.reshape(tiles, 2, 8, count, 8, 4)  # the same without nibbles
-    parts = [_scales(blocks.scale, format, tiles, count)]
-    if format.minimum == EXPLICIT_MINIMUM:
-        assert blocks.minimum is not None
-        parts.append(_scales(blocks.minimum, format, tiles, count))
-    parts.append(values.transpose(0, 3, 4, 1, 2, 5).reshape(tiles, count, -1))
-    return np.concatenate(parts, axis=2).reshape(-1)
+    groups = q.reshape(tiles, TILE, count, 8, 4).transpose(0, 2, 3, 1, 4)  # tile, block, group, output, input
+    if format.values == INT8:
+        return [groups.reshape(tiles, count, -1)]
+    parts = [(groups[:, :, :4] & 15) | (groups[:, :, 4:] << 4)]
+    extra = format.bits - 4
+    per_byte = 8 // extra if extra else 8
+    for first in range(0, 8 if extra else 0, per_byte):
+        byte = np.zeros_like(groups[:, :, 0])
+        for i in range(per_byte):
+            byte |= (groups[:, :, first + i] >> 4) << (extra * i)
+        parts.append(byte)
+    return [part.reshape(tiles, count, -1) for part in parts]
 
 
-def _scales(values: npt.NDArray[np.float32], format: Format, tiles: int, count: int) -> Bytes:
-    parts = BLOCK // format.block
+@dataclass(frozen=True, eq=False)
+class _Scales:
+    blocks: list[Bytes]  # in every block: [tiles, blocks, bytes]
+    heads: Bytes | None = None  # before every superblock: [tiles, superblocks, bytes]
+
+
+def _half_scales(blocks: Blocks, format: Format) -> _Scales:
+    explicit = [blocks.minimum] if format.minimum == EXPLICIT_MINIMUM else []
+    # exact: these types store float16
+    return _Scales([_lanes(values.astype(np.float16), 1) for values in (blocks.scale, *explicit) if values is not None])
+
+
+def _byte_scales(tensor: Tensor) -> _Scales:
+    levels = split_levels(tensor)
+    parts = levels.scale.shape[1] * BLOCK // tensor.shape[1]
+    bytes_ = [levels.scale] if levels.minimum is None else [levels.scale, levels.minimum]
+    halves = [levels.half] if levels.minimum_half is None else [levels.half, levels.minimum_half]
+    heads = np.concatenate([_lanes(half, 1) for half in halves], axis=2)
+    return _Scales([_lanes(values, parts) for values in bytes_], heads)
+
+
+def _lanes(values: npt.NDArray[Any], parts: int) -> Bytes:
+    """[rows, blocks * parts] -> bytes [tiles, blocks, parts * 16 * size of a value], outputs side by side."""
     padded = _padded(values, parts)
-    if format.scale_bytes == 2:
-        padded = padded.astype(np.float16)  # exact: these types store float16
+    tiles, count = padded.shape[0] // TILE, padded.shape[1] // parts
     lanes = padded.reshape(tiles, TILE, count, parts).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(lanes).view(np.uint8).reshape(tiles, count, -1)
 

@@ -26,8 +26,8 @@ from sixfold.errors import PlanError
 from sixfold.models.network import Hyperparameters, Network, load_network
 from sixfold.weights.model_file import ModelFile
 
-FORMAT_VERSION = 1  # of the file, kPlanVersion in csrc/plan.hpp
-COMPILER_VERSION = 1  # raise it with every change to passes, formats or layouts
+FORMAT_VERSION = 2  # of the file, kPlanVersion in csrc/plan.hpp
+COMPILER_VERSION = 2  # raise it with every change to passes, formats or layouts
 MAGIC = b"SIXFPLAN"
 DATA_OFFSET = 4096
 ALIGNMENT = 64

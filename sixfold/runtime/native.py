@@ -35,6 +35,7 @@ class NativeExecutor:
             self._executor = _native.Executor(plan.data, isa, threads or usable_cores(), max_tokens, num_pages)
         except ValueError as error:
             raise PlanError("The model can not be run here", cause=str(error), remedy="Try isa=auto") from None
+        self.plan = plan
         self.vocab_size = self._executor.vocab_size
         self.num_pages = num_pages
         self.page_bytes = self._executor.page_bytes
@@ -53,6 +54,14 @@ class NativeExecutor:
 
     def copy_pages(self, sources: Int32, targets: Int32) -> None:
         self._executor.copy_pages(sources, targets)
+
+    def profile(self, on: bool) -> None:
+        """Times every operator from now on, or no longer."""
+        self._executor.profile(on)
+
+    def profiled(self) -> list[tuple[int, int, int, float]]:
+        """(section, operator, calls, seconds) since the last call; section 0 is the body, 1 the head."""
+        return self._executor.profiled()
 
 
 def page_bytes(plan: Plan) -> int:

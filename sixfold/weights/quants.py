@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float32]
 # decode(blocks [n, bytes], q [n, weights], scale [n, groups], minimum [n, groups]); a type without a minimum
 # leaves that array alone
 Decoder = Callable[[Bytes, Bytes, Floats, Floats], None]
+# levels(blocks [n, bytes]) -> the integers [n, groups] that a block's float16 scale and minimum are multiplied by
+Levels = tuple[npt.NDArray[np.uint8] | npt.NDArray[np.int8], npt.NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class BlockFormat:
     group: int
     halves: tuple[int, ...]  # where in a block its float16 scale and minimum stand
     decode: Decoder
+    levels: Callable[[Bytes], Levels] | None = None  # of types whose scales are an integer times the block's float16
     signed: bool = False  # q is int8; otherwise uint8 below 16, or a small non-negative int8
     nibble: bool = False  # q fits in four bits, unsigned
     minimum: bool = False
@@ -107,11 +110,25 @@ def _crumbs(packed: Bytes, out: Bytes) -> None:
     out &= 3
 
 
+def _q2_k_levels(blocks: Bytes) -> Levels:
+    return blocks[:, :16] & 15, blocks[:, :16] >> 4
+
+
 def _q2_k(blocks: Bytes, q: Bytes, scale: Floats, minimum: Floats) -> None:
     # scales[16] (low nibble scale, high nibble minimum), qs[64], d, dmin
-    np.multiply(_half(blocks, 80), blocks[:, :16] & 15, out=scale, dtype=np.float32)
-    np.multiply(_half(blocks, 82), blocks[:, :16] >> 4, out=minimum, dtype=np.float32)
+    scales, minimums = _q2_k_levels(blocks)
+    np.multiply(_half(blocks, 80), scales, out=scale, dtype=np.float32)
+    np.multiply(_half(blocks, 82), minimums, out=minimum, dtype=np.float32)
     _crumbs(blocks[:, 16:80], q.reshape(-1, 2, 4, 32))
+
+
+def _q3_k_levels(blocks: Bytes) -> Levels:
+    six = np.empty((len(blocks), 16), np.uint8)
+    _nibbles(blocks[:, 96:104], six.reshape(-1, 1, 2, 8))
+    for field in range(4):
+        six[:, 4 * field : 4 * field + 4] |= ((blocks[:, 104:108] >> (2 * field)) & 3) << 4
+    six -= 32
+    return six.view(np.int8), None
 
 
 def _q3_k(blocks: Bytes, q: Bytes, scale: Floats, minimum: Floats) -> None:
@@ -121,21 +138,16 @@ def _q3_k(blocks: Bytes, q: Bytes, scale: Floats, minimum: Floats) -> None:
     for run in range(8):
         runs[:, run] |= ((blocks[:, :32] >> run) & 1) << 2
     q -= 4
-    six = np.empty((len(blocks), 16), np.uint8)
-    _nibbles(blocks[:, 96:104], six.reshape(-1, 1, 2, 8))
-    for field in range(4):
-        six[:, 4 * field : 4 * field + 4] |= ((blocks[:, 104:108] >> (2 * field)) & 3) << 4
-    six -= 32
-    np.multiply(_half(blocks, 108), six.view(np.int8), out=scale, dtype=np.float32)
+    np.multiply(_half(blocks, 108), _q3_k_levels(blocks)[0], out=scale, dtype=np.float32)
 
 
-def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
+def _k_levels(blocks: Bytes) -> Levels:
     """The eight 6-bit scales and eight 6-bit minimums that Q4_K and Q5_K pack in 12 bytes, each as uint8 [n, 8].
 
     Bytes 0..3 hold scales 0..3 and bytes 4..7 minimums 0..3 in their low six bits. Their two top bits are the top bits
     of scales and minimums 4..7, whose low nibbles share bytes 8..11 (scale low, minimum high).
     """
-    first, second, shared = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    first, second, shared = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = np.concatenate([first & 63, (shared & 15) | ((first >> 6) << 4)], axis=1)
     minimums = np.concatenate([second & 63, (shared >> 4) | ((second >> 6) << 4)], axis=1)
     return scales, minimums
@@ -143,7 +155,7 @@ def _k_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
 
 def _k_header(blocks: Bytes, scale: Floats, minimum: Floats) -> None:
     """d, dmin, scales[12]: the first 16 bytes of Q4_K and Q5_K."""
-    scales, minimums = _k_scales(blocks[:, 4:16])
+    scales, minimums = _k_levels(blocks)
     np.multiply(_half(blocks, 0), scales, out=scale, dtype=np.float32)
     np.multiply(_half(blocks, 2), minimums, out=minimum, dtype=np.float32)
 
@@ -162,6 +174,10 @@ def _q5_k(blocks: Bytes, q: Bytes, scale: Floats, minimum: Floats) -> None:
         runs[:, run] |= ((blocks[:, 16:48] >> run) & 1) << 4
 
 
+def _q6_k_levels(blocks: Bytes) -> Levels:
+    return blocks[:, 192:208].view(np.int8), None
+
+
 def _q6_k(blocks: Bytes, q: Bytes, scale: Floats, minimum: Floats) -> None:
     # ql[128], qh[64], scales[16] int8, d
     _nibbles(blocks[:, :128], q.reshape(-1, 2, 2, 64))
@@ -170,7 +186,7 @@ def _q6_k(blocks: Bytes, q: Bytes, scale: Floats, minimum: Floats) -> None:
     high <<= 4
     q |= high
     q -= 32
-    np.multiply(_half(blocks, 208), blocks[:, 192:208].view(np.int8), out=scale, dtype=np.float32)
+    np.multiply(_half(blocks, 208), _q6_k_levels(blocks)[0], out=scale, dtype=np.float32)
 
 
 FORMATS: dict[str, BlockFormat] = {
@@ -179,11 +195,11 @@ FORMATS: dict[str, BlockFormat] = {
     "Q5_0": BlockFormat(32, 22, 32, (0,), _q5_0, signed=True),
     "Q5_1": BlockFormat(32, 24, 32, (0, 2), _q5_1, minimum=True),
     "Q8_0": BlockFormat(32, 34, 32, (0,), _q8_0, signed=True),
-    "Q2_K": BlockFormat(256, 84, 16, (80, 82), _q2_k, minimum=True),
-    "Q3_K": BlockFormat(256, 110, 16, (108,), _q3_k, signed=True),
-    "Q4_K": BlockFormat(256, 144, 32, (0, 2), _q4_k, nibble=True, minimum=True),
-    "Q5_K": BlockFormat(256, 176, 32, (0, 2), _q5_k, minimum=True),
-    "Q6_K": BlockFormat(256, 210, 16, (208,), _q6_k, signed=True),
+    "Q2_K": BlockFormat(256, 84, 16, (80, 82), _q2_k, _q2_k_levels, minimum=True),
+    "Q3_K": BlockFormat(256, 110, 16, (108,), _q3_k, _q3_k_levels, signed=True),
+    "Q4_K": BlockFormat(256, 144, 32, (0, 2), _q4_k, _k_levels, nibble=True, minimum=True),
+    "Q5_K": BlockFormat(256, 176, 32, (0, 2), _q5_k, _k_levels, minimum=True),
+    "Q6_K": BlockFormat(256, 210, 16, (208,), _q6_k, _q6_k_levels, signed=True),
     "IQ4_NL": BlockFormat(32, 18, 32, (0,), _iq4_nl, signed=True),
 }
 FLOATS: dict[str, int] = {"F32": 4, "F16": 2, "BF16": 2}  # bytes a value

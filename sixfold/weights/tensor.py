@@ -1,7 +1,7 @@
 """One named tensor over memory-mapped bytes, and its values as float32 or as exact integer blocks.
 
-Owns: :class:`Tensor`, :class:`Blocks`, :func:`split_blocks`, :func:`check_finite`. Must not know: file formats or
-what a tensor is for.
+Owns: :class:`Tensor`, :class:`Blocks`, :class:`Levels` and the functions that make and check them. Must not know: file
+formats or what a tensor is for.
 """
 
 from __future__ import annotations
@@ -89,6 +89,33 @@ def split_blocks(tensor: Tensor) -> Blocks:
         minimum=minimum.reshape(rows, -1) if format.minimum else None,
         block=format.group,
         bits=4 if format.nibble else 8,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """The scales of a K-quant as they are stored: group g of block b has the scale ``half[b] * scale[g]``."""
+
+    half: npt.NDArray[np.float16]  # [rows, blocks of 256]
+    scale: npt.NDArray[np.uint8] | npt.NDArray[np.int8]  # [rows, groups]
+    minimum_half: npt.NDArray[np.float16] | None
+    minimum: npt.NDArray[np.uint8] | None
+
+
+def split_levels(tensor: Tensor) -> Levels:
+    """The two levels of scales of a tensor whose type has them."""
+    format = FORMATS[tensor.type]
+    assert format.levels is not None
+    rows, blocks = tensor.data.shape[0], tensor.data.reshape(-1, format.bytes)
+    scale, minimum = format.levels(blocks)
+    halves = [
+        np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").reshape(rows, -1) for at in format.halves
+    ]  # fmt: skip
+    return Levels(
+        half=halves[0],
+        scale=scale.reshape(rows, -1),
+        minimum_half=None if minimum is None else halves[1],
+        minimum=None if minimum is None else minimum.reshape(rows, -1),
     )
 
 

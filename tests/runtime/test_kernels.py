@@ -16,7 +16,7 @@ from tests.gguf_files import random_rows
 
 def available() -> list[str]:
     found = []
-    for isa in ("scalar", "avx2"):
+    for isa in ("scalar", "avx2", "avx512"):
         try:
             _native.kernel_rms_norm(isa, np.ones(1, np.float32), np.ones(1, np.float32), 1.0, np.ones(1, np.float32))
         except ValueError:
