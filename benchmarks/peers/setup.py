@@ -58,6 +58,8 @@ def environment(home: Home, name: str) -> None:
     if not home.python(name).exists():
         venv.create(root, with_pip=True)
     run(home.python(name), "-m", "pip", "install", "--disable-pip-version-check", "-q", *engines.REQUIREMENTS[name])
+    if unwanted := engines.UNWANTED.get(name):
+        run(home.python(name), "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted)
     marker.write_text(wanted)
 
 
