@@ -7,8 +7,8 @@ Everything here is standard library: any Python 3.11 can set up and run the comp
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -61,6 +61,17 @@ def default_home() -> Path:
     return Path(os.environ.get("SIXFOLD_HOME", cache / "sixfold")) / "peers"
 
 
+def vllm_environment(threads: int) -> dict[str, str]:
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB, as every engine gets
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+        "OMP_NUM_THREADS": str(threads),  # unset, vLLM leaves torch one thread
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the driver steps the engine in its own process
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
 @dataclass(frozen=True)
 class Contender:
     """An engine with a weight format: one column of the table."""
@@ -70,7 +81,10 @@ class Contender:
     form: str  # below the model's directory: a file or a directory
     models: tuple[str, ...]
     dtype: str = "auto"
-    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def environment(self, threads: int) -> dict[str, str]:
+        """What its process needs in the environment beside what is there."""
+        return vllm_environment(threads) if self.engine == "vllm" else {}
 
     def driver(self, home: Home, model: str, sixfold: Path, threads: int, context: int) -> list[str]:
         """The command of its driver (drivers/protocol.py says what it answers)."""
@@ -114,16 +128,6 @@ class Contender:
         return [str(part) for part in parts]
 
 
-def _vllm(threads: int = 2) -> dict[str, str]:
-    return {
-        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB, as every engine gets
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the driver steps the engine in its own process
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
 SMALL = ("smollm2",)
 K_QUANTS = ("gemma3-270m", "qwen2.5-0.5b", "qwen2.5-1.5b")
 TWO = ("gemma3-270m", "qwen2.5-0.5b")
@@ -137,7 +141,7 @@ CONTENDERS = {
         Contender("llama.cpp-Q8_0", "llama.cpp", "q8_0.gguf", MODELS),
         Contender("openvino-int4", "openvino", "openvino-int4", (*SMALL, *TWO)),
         Contender("openvino-int8", "openvino", "openvino-int8", (*SMALL, *TWO)),
-        Contender("vllm-bf16", "vllm", "hf", (*SMALL, *TWO), "bfloat16", _vllm()),
-        Contender("vllm-f32", "vllm", "hf", (*SMALL, *TWO), "float32", _vllm()),
+        Contender("vllm-bf16", "vllm", "hf", (*SMALL, *TWO), "bfloat16"),
+        Contender("vllm-f32", "vllm", "hf", (*SMALL, *TWO), "float32"),
     )
 }

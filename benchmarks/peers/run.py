@@ -111,7 +111,9 @@ class Run:
                 say(f"loading {one.name}")
                 command = one.driver(self.home, model, self.sixfold, self.options.threads, context)
                 with reported(one.name):
-                    drivers[one.name] = Driver(command, one.environment, self.logs / f"{model}-{one.name}.log")
+                    drivers[one.name] = Driver(
+                        command, one.environment(self.options.threads), self.logs / f"{model}-{one.name}.log"
+                    )
             yield drivers
         finally:
             for driver in drivers.values():
@@ -162,7 +164,9 @@ class Run:
             for one in self.contenders(model):
                 command = one.driver(self.home, model, self.sixfold, self.options.threads, len(windows[0]) + ROOM)
                 with reported(one.name):
-                    driver = Driver(command, one.environment, self.logs / f"{model}-{one.name}.log")
+                    driver = Driver(
+                        command, one.environment(self.options.threads), self.logs / f"{model}-{one.name}.log"
+                    )
                     try:
                         with driver.running():
                             answer = driver.ask({"windows": windows})
@@ -208,7 +212,7 @@ class Run:
                 say(f"starting the server of {one.name}")
                 port = PORT + number
                 command = one.server(self.home, model, self.sixfold, self.options.threads, clients, port)
-                environment = {**one.environment, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+                environment = {**one.environment(self.options.threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
                 log = self.logs / f"serve-{model}-{one.name}.log"
                 with reported(one.name):
                     servers[one.name] = Server(command, environment, log, port)
@@ -219,7 +223,7 @@ class Run:
 
     def _load(self, url: str, clients: int, seed: int) -> dict[str, Any]:
         command = [
-            self.sixfold, "-m", "sixfold", "bench", "serve", "--url", url, "--model", "bench",
+            self.options.generator or self.sixfold, "-m", "sixfold", "bench", "serve", "--url", url, "--model", "bench",
             "--clients", str(clients), "--requests", str(max(8, 3 * clients)),
             "--prompt-tokens", "32,1024", "--new-tokens", "16,256", "--seed", str(seed), "--json",
         ]  # fmt: skip
@@ -227,6 +231,9 @@ class Run:
         if done.returncode != 0:
             raise PeerError(f"the load generator failed: {done.stderr.strip()[-500:]}")
         answer: dict[str, Any] = json.loads(done.stdout)
+        for wrong in ("failures", "wrong_lengths"):
+            if answer.get(wrong):
+                raise PeerError(f"{answer[wrong]} {wrong}: {answer.get('failure_reasons')}")
         return answer
 
 
@@ -270,6 +277,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="perplexity: a text in UTF-8")
     parser.add_argument("--max-windows", type=int, help="perplexity: the first so many windows of 512 tokens")
     parser.add_argument("--clients", default="1,8,32,64", help="serve: numbers of clients")
+    parser.add_argument("--generator", type=Path, help="serve: a Python whose Sixfold asks; default --sixfold")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results")
     parser.add_argument("--label", default="peers", help="first part of the results' file names")
     options = parser.parse_args()
