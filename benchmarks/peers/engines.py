@@ -23,6 +23,7 @@ REQUIREMENTS = {  # environment -> what pip installs into it
         "openvino-tokenizers==2026.4.1.0",
         "optimum-intel[openvino]==2.2.0",
         "nncf==3.4.0",
+        "transformers==5.0.0",  # the newest that optimum-intel exports Gemma 3 from
         "torch==2.13.0",  # an exact release: looser ranges may bring the CUDA build
         "fastapi",
         "uvicorn",

@@ -72,6 +72,11 @@ class Paused:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
+    def cpu_seconds(self) -> float:
+        """Used so far by the process group's leader, with the children it has waited for."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
 
 class Driver(Paused):
     """An engine that answers the commands of drivers/protocol.py."""
@@ -130,6 +135,31 @@ class Server(Paused):
                 return
             time.sleep(0.5)
         raise PeerError(f"{self.command[0]} does not serve; its log: {self.log}")
+
+
+class Foreign:
+    """How much of the machine others used inside ``with Foreign(process) as foreign``: ``foreign.share``, 0 to 1."""
+
+    def __init__(self, process: Paused) -> None:
+        self._process = process
+        self.share = 0.0
+
+    def __enter__(self) -> Foreign:
+        self._began = (time.monotonic(), _machine_cpu_seconds(), self._process.cpu_seconds())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        began, machine, own = self._began
+        used = _machine_cpu_seconds() - machine - (self._process.cpu_seconds() - own)
+        self.share = max(used / ((time.monotonic() - began) * (os.cpu_count() or 1)), 0.0)
+
+
+def _machine_cpu_seconds() -> float:
+    """Busy time of all cores; time that the host gave to other machines counts as busy."""
+    user, nice, system, _, _, interrupt, soft, steal = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager

@@ -42,8 +42,13 @@ class Result:
     date: datetime = field(default_factory=lambda: datetime.now(UTC))
     figures: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
 
-    def add(self, model: str, case: str, engine: str, value: float) -> None:
+    foreign: list[float] = field(default_factory=list)  # share of the machine that others took, one a figure
+
+    def add(self, model: str, case: str, engine: str, value: float, foreign: float = 0.0) -> None:
+        """``foreign``: what others took of the machine in a case that is meant to be quiet."""
         self.figures.setdefault(model, {}).setdefault(case, {}).setdefault(engine, []).append(value)
+        if "noisy" not in case:
+            self.foreign.append(foreign)
 
     @property
     def stem(self) -> Path:
@@ -57,6 +62,10 @@ class Result:
             "date": self.date.isoformat(timespec="seconds"),
             "command": self.command,
             "threads": self.threads,
+            "others_share": {
+                "median": _rounded_median(self.foreign),
+                "highest": round(max(self.foreign, default=0), 3),
+            },
             "machine": self.machine,
             "versions": self.versions,
             "figures": {
@@ -94,6 +103,11 @@ class Result:
         yield f"Versions: {', '.join(f'{name} {version}' for name, version in self.versions.items())}."
         unit = "Perplexity, lower is better" if self.mode == "perplexity" else "Tokens a second unless it says ms"
         yield f"{unit}; medians of {self._repeats()} repeats (lowest to highest)."
+        if max(self.foreign, default=0) > 0:
+            yield (
+                f"Other processes took {_rounded_median(self.foreign):.1%} of the machine (median), "
+                f"{max(self.foreign):.1%} at most."
+            )
         for model, cases in self.figures.items():
             yield ""
             yield f"## {model}"
@@ -110,6 +124,10 @@ class Result:
     def _repeats(self) -> int:
         counts = [len(runs) for cases in self.figures.values() for one in cases.values() for runs in one.values()]
         return min(counts, default=0)
+
+
+def _rounded_median(shares: list[float]) -> float:
+    return round(statistics.median(shares), 3) if shares else 0.0
 
 
 def _cell(runs: list[float] | None) -> str:
