@@ -68,6 +68,10 @@ struct Choose {
 const Kernels& choose_kernels(const char* isa) {
   const std::string name = isa;
 #ifdef SIXFOLD_AVX2
+  if (name == "avx512bf16" || name == "auto") {
+    if (has_avx512() && __builtin_cpu_supports("avx512bf16")) return avx512bf16_kernels();
+    if (name == "avx512bf16") throw std::invalid_argument("this processor has no AVX-512 with VNNI and BF16");
+  }
   if (name == "avx512" || name == "auto") {
     if (has_avx512()) return avx512_kernels();
     if (name == "avx512") throw std::invalid_argument("this processor has no AVX-512 with VNNI");
@@ -77,7 +81,7 @@ const Kernels& choose_kernels(const char* isa) {
     if (name == "avx2") throw std::invalid_argument("this processor has no AVX2, FMA and F16C");
   }
 #else
-  if (name == "avx2" || name == "avx512") throw std::invalid_argument("this build has no " + name + " kernels");
+  if (name.starts_with("avx")) throw std::invalid_argument("this build has no " + name + " kernels");
 #endif
   if (name == "scalar" || name == "auto") return scalar_kernels();
   throw std::invalid_argument("unknown instruction set: " + name);

@@ -47,7 +47,7 @@ using MatmulTile = void (*)(const std::uint8_t* tile, int padded_columns, const 
                             float* y, int ldy);
 
 constexpr int kSoftmaxKeys = 128;  // keys of one run of the online softmax; runs lie at multiples of it
-constexpr int kMaxAttentionRows = 512;
+constexpr int kMaxAttentionRows = 1024;
 
 // One attention job: the query rows of some tokens of one sequence that share a KV head, against keys
 // [begin, end) (begin a multiple of kPageTokens). Online softmax run by run, in order (Milakov & Gimelshein 2018).
@@ -94,6 +94,8 @@ struct Kernels {
   // row can turn a masked product into NaN. y[i * stride].
   void (*to_f16)(const float* x, int n, std::uint16_t* y, int stride);
   void (*attention)(const AttentionJob& job);
+  // The same in float32 throughout, for models whose weights are floats: those do not round activations either.
+  void (*float_attention)(const AttentionJob& job);
   // Joins two partial sums over n values, n a multiple of 16; both have seen a key.
   void (*fold)(const PartialSum& into, const PartialSum& other, int n);
 };
@@ -102,6 +104,7 @@ const Kernels& scalar_kernels();
 #ifdef SIXFOLD_AVX2
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& avx512bf16_kernels();
 #endif
 
 // The best table this machine can run, or the one named; throws std::invalid_argument if it can not run here.

@@ -23,9 +23,11 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 template <typename V>
 class PagedAttention {
   using T = typename V::T;
+  using Word = typename V::Word;
+  static constexpr int kStep = V::kStep;
   static constexpr int kVectors = kPageTokens / V::kWidth;  // of a page's keys
 
-  // Where a run's keys or values come from: pages as they are, or float32 copies that many rows share.
+  // Where a run's keys or values come from: pages as they are, or copies in words that many rows share.
   struct Run {
     const std::uint16_t* pages[kRunPages];
     int first, count;  // pages of the run that some row sees
@@ -38,9 +40,9 @@ class PagedAttention {
         d_(job.head_size),
         rows_(job.tokens * job.group),
         copies_(rows_ > V::kDirectRows),
-        queries_(job.scratch),
-        scores_(queries_ + static_cast<std::size_t>(rows_) * d_),
-        keys_(scores_ + static_cast<std::size_t>(rows_) * kSoftmaxKeys),
+        queries_(reinterpret_cast<Word*>(job.scratch)),
+        scores_(job.scratch + static_cast<std::size_t>(rows_) * d_),
+        keys_(reinterpret_cast<Word*>(scores_ + static_cast<std::size_t>(rows_) * kSoftmaxKeys)),
         values_(keys_ + static_cast<std::size_t>(d_) * kPageTokens) {}
 
   void run() {
@@ -52,7 +54,7 @@ class PagedAttention {
       const Run run = pages_of(start);
       score(run);
       float factors[kMaxAttentionRows];
-      for (int row = 0; row < rows_; ++row) factors[row] = soften(run, row);
+      soften(run, factors);
       accumulate(run, factors);
     }
   }
@@ -95,11 +97,11 @@ class PagedAttention {
 
   template <int R>
   void gather(int row) {
-    float* to = queries_ + static_cast<std::size_t>(row) * d_;
+    Word* to = queries_ + static_cast<std::size_t>(row) * (d_ / kStep);
     for (int r = 0; r < R; ++r) {
       const int t = (row + r) / job_.group, g = (row + r) % job_.group;
       const float* from = job_.q + static_cast<std::size_t>(t) * job_.q_stride + g * d_;
-      for (int i = 0; i < d_; ++i) to[i * R + r] = from[i];
+      for (int i = 0; i < d_ / kStep; ++i) to[i * R + r] = V::word(from + i * kStep);
     }
   }
 
@@ -109,10 +111,23 @@ class PagedAttention {
       return;
     }
     for (int i = 0; i < run.count; ++i) {
-      V::widen(run.pages[i], d_ * kPageTokens, keys_);
+      copy(run.pages[i], d_, kPageTokens, keys_);
       for_groups([&](int row, auto r) { scores<r, 1>(&keys_, row, run.first + i); });
     }
   }
+
+  // Words of `rows` rows of float16 [rows][width].
+  static void copy(const std::uint16_t* from, int rows, int width, Word* to) {
+    for (int row = 0; row < rows; row += kStep, from += kStep * width, to += width)
+      for (int i = 0; i < width; i += V::kWidth) V::store(to + i, V::words(from + i, width));
+  }
+
+  // Words as they lie at `p`: in a copy, or in a page whose rows are `width` long.
+  static T load(const Word* p, int) { return V::load_words(p); }
+  static T load(const std::uint16_t* p, int width) { return V::words(p, width); }
+  // How many of its elements such a row of words takes from where it lies.
+  static constexpr int row_of_words(const Word*, int width) { return width; }
+  static constexpr int row_of_words(const std::uint16_t*, int width) { return width * kStep; }
 
   // Few rows: several pages at once, so that enough sums are under way to hide the latency of an addition.
   template <int R>
@@ -150,18 +165,19 @@ class PagedAttention {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) acc[p][r][v] = V::zero();
-    const float* q = queries_ + static_cast<std::size_t>(row) * d_;
-    for (int i = 0; i < d_; ++i, q += R) {
+    const Word* q = queries_ + static_cast<std::size_t>(row) * (d_ / kStep);
+    const int stride = row_of_words(pages[0], kPageTokens);
+    for (int i = 0; i < d_ / kStep; ++i, q += R) {
 #pragma GCC unroll 4
       for (int p = 0; p < kPages; ++p) {
         T k[kVectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) k[v] = V::load(pages[p] + i * kPageTokens + v * V::kWidth);
+        for (int v = 0; v < kVectors; ++v) k[v] = load(pages[p] + i * stride + v * V::kWidth, kPageTokens);
 #pragma GCC unroll 24
         for (int r = 0; r < R; ++r) {
           const T one = V::broadcast(q + r);
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) acc[p][r][v] = V::fma(one, k[v], acc[p][r][v]);
+          for (int v = 0; v < kVectors; ++v) acc[p][r][v] = V::multiply_add(one, k[v], acc[p][r][v]);
         }
       }
     }
@@ -175,47 +191,69 @@ class PagedAttention {
           V::store(out + r * kSoftmaxKeys + p * kPageTokens + v * V::kWidth, acc[p][r][v]);
   }
 
-  // Turns a row's scores into exp(score - max), zero where not visible; updates weight and max; returns the factor that
-  // what was summed before is to be multiplied by.
-  float soften(const Run& run, int row) {
+  // Turns scores into exp(score - max), zero where not visible, updates weights and maxima, and gives the factors that
+  // what was summed before is to be multiplied by. A row that sees nothing keeps what it has.
+  void soften(const Run& run, float* factors) {
+    float totals[kMaxAttentionRows];
+    for (int row = 0; row < rows_; ++row) hide(run, row);
+    int row = 0;
+    for (; row + V::kSoftRows <= rows_; row += V::kSoftRows) soften_rows<V::kSoftRows>(run, row, factors, totals);
+    for (; row < rows_; ++row) soften_rows<1>(run, row, factors, totals);
+    const int whole = rows_ / V::kWidth * V::kWidth;
+    for (row = 0; row < whole; row += V::kWidth) V::store(factors + row, V::exp(V::load(factors + row)));
+    for (; row < rows_; ++row) factors[row] = V::exp_one(factors[row]);
+    for (row = 0; row < rows_; ++row) job_.weight[row] = job_.weight[row] * factors[row] + totals[row];
+  }
+
+  // Scores of keys that a row does not see become -inf.
+  void hide(const Run& run, int row) {
     float* scores = scores_ + static_cast<std::size_t>(row) * kSoftmaxKeys;
     const int position = job_.position + row / job_.group;
     const int begin = std::max(job_.begin, job_.window > 0 ? std::max(0, position - job_.window + 1) : 0);
-    const int low = std::max(0, begin - run.start);
-    const int high = std::min({run.start + kSoftmaxKeys, position + 1, job_.end}) - run.start;
+    const int low = begin - run.start, high = std::min(position + 1, job_.end) - run.start;
     const int from = run.first * kPageTokens, to = from + run.count * kPageTokens;
-    if (low >= high) {
-      std::fill(scores + from, scores + to, 0.0f);
-      return 1.0f;
+    if (low <= from && high >= to) return;
+    for (int key = from; key < to; key += V::kWidth)
+      V::store(scores + key, V::only(V::load(scores + key), low - key, high - key, kNone));
+  }
+
+  // Several rows at once, since each is one long chain of operations. `deltas`: old less new maximum.
+  template <int N>
+  void soften_rows(const Run& run, int row, float* deltas, float* totals) {
+    float* scores = scores_ + static_cast<std::size_t>(row) * kSoftmaxKeys;
+    const int from = run.first * kPageTokens, to = from + run.count * kPageTokens;
+    T top[N], shift[N], total[N];
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) top[r] = V::set(kNone);
+    for (int key = from; key < to; key += V::kWidth)
+#pragma GCC unroll 4
+      for (int r = 0; r < N; ++r) top[r] = V::max(top[r], V::load(scores + r * kSoftmaxKeys + key));
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) {
+      float& max = job_.max[row + r];
+      const float largest = std::max(max, V::horizontal_max(top[r]));
+      const float finite = largest == kNone ? 0.0f : largest;  // exp(-inf - finite) is 0
+      deltas[row + r] = max - finite;
+      max = largest;
+      shift[r] = V::set(finite);
+      total[r] = V::zero();
     }
-    T top = V::set(kNone);
-    for (int key = from; key < to; key += V::kWidth) {
-      T s = V::load(scores + key);
-      if (key < low || key + V::kWidth > high) {
-        s = V::only(s, low - key, high - key, kNone);
-        V::store(scores + key, s);
+    for (int key = from; key < to; key += V::kWidth)
+#pragma GCC unroll 4
+      for (int r = 0; r < N; ++r) {
+        float* at = scores + r * kSoftmaxKeys;
+        const T e = V::exp(V::sub(V::load(at + key), shift[r]));
+        V::store_probabilities(at, key, e);
+        total[r] = V::add(total[r], e);
       }
-      top = V::max(top, s);
-    }
-    const float before = job_.max[row];
-    const float largest = std::max(before, V::horizontal_max(top));
-    const T shift = V::set(largest);
-    T total = V::zero();
-    for (int key = from; key < to; key += V::kWidth) {
-      const T e = V::exp(V::sub(V::load(scores + key), shift));  // exp(-inf) is 0
-      V::store(scores + key, e);
-      total = V::add(total, e);
-    }
-    const float factor = job_.weight[row] > 0 ? V::exp_one(before - largest) : 0.0f;
-    job_.max[row] = largest;
-    job_.weight[row] = job_.weight[row] * factor + V::horizontal_sum(total);
-    return factor;
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) totals[row + r] = V::horizontal_sum(total[r]);
   }
 
   void accumulate(const Run& run, const float* factors) {
     if (copies_)
       for (int i = 0; i < run.count; ++i)
-        V::widen(run.pages[i] + d_ * kPageTokens, d_ * kPageTokens, values_ + i * d_ * kPageTokens);
+        copy(run.pages[i] + d_ * kPageTokens, kPageTokens, d_, values_ + i * d_ * kPageTokens / kStep);
     int row = 0;
     for (; row + V::kSumRows <= rows_; row += V::kSumRows) sum_rows<V::kSumRows>(run, row, factors);
     switch (rows_ - row) {
@@ -247,7 +285,8 @@ class PagedAttention {
   template <int R, int C>
   void sums(const Run& run, int row, int column, const float* factors) {
     float* sum = job_.sum + static_cast<std::size_t>(row) * d_ + column;
-    const float* p = scores_ + static_cast<std::size_t>(row) * kSoftmaxKeys + run.first * kPageTokens;
+    const Word* p = reinterpret_cast<const Word*>(scores_ + static_cast<std::size_t>(row) * kSoftmaxKeys) +
+                    run.first * kPageTokens / kStep;
     T acc[R][C];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
@@ -256,20 +295,21 @@ class PagedAttention {
       for (int c = 0; c < C; ++c) acc[r][c] = V::mul(V::load(sum + r * d_ + c * V::kWidth), factor);
     }
     const auto add_keys = [&](const auto* values, int count) {
-      for (int key = 0; key < count; ++key, ++p, values += d_) {
+      const int stride = row_of_words(values, d_);
+      for (int i = 0; i < count / kStep; ++i, ++p, values += stride) {
         T v[C];
 #pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) v[c] = V::load(values + c * V::kWidth);
+        for (int c = 0; c < C; ++c) v[c] = load(values + c * V::kWidth, d_);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
           const T one = V::broadcast(p + r * kSoftmaxKeys);
 #pragma GCC unroll 4
-          for (int c = 0; c < C; ++c) acc[r][c] = V::fma(one, v[c], acc[r][c]);
+          for (int c = 0; c < C; ++c) acc[r][c] = V::multiply_add(one, v[c], acc[r][c]);
         }
       }
     };
     if (copies_)
-      add_keys(values_ + column, run.count * kPageTokens);
+      add_keys(static_cast<const Word*>(values_) + column, run.count * kPageTokens);
     else
       for (int i = 0; i < run.count; ++i) add_keys(run.pages[i] + d_ * kPageTokens + column, kPageTokens);
 #pragma GCC unroll 6
@@ -281,7 +321,9 @@ class PagedAttention {
   const AttentionJob& job_;
   const int d_, rows_;
   const bool copies_;
-  float *queries_, *scores_, *keys_, *values_;
+  Word* queries_;
+  float* scores_;
+  Word *keys_, *values_;
 };
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace {
 
 // From this many tokens on, a sequence's tokens are work enough for the threads without splitting its keys.
 constexpr int kFoldingTokens = 4;
-constexpr int kTileTokens = 8;
+constexpr int kTileTokens = 16;
 
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
@@ -82,16 +82,19 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
   const std::size_t group = plan.header.query_heads / plan.header.kv_heads;
   static_assert(64 * kTileTokens <= kMaxAttentionRows);
   const std::size_t queries = group * kTileTokens, d = plan.header.head_size;
-  const std::size_t attention = round_up(queries * (d + 2), 16) + attention_scratch(queries, d);
+  const std::size_t attending = round_up(queries * (d + 2), 16) + attention_scratch(queries, d);
   const std::size_t rows = std::max<std::size_t>(kQkvRows * plan.header.head_size, 3 * kRowBlock * kBlock);
   const std::size_t widest = std::max<std::size_t>(
-      {attention, rows, static_cast<std::size_t>(hidden_width), static_cast<std::size_t>(query_width)});
+      {attending, rows, static_cast<std::size_t>(hidden_width), static_cast<std::size_t>(query_width)});
   for (int i = 0; i < threads; ++i) {
     scratch.emplace_back(widest);
     own.emplace_back(plan.header, kOwnRows);
   }
   for (const Matrix& matrix : plan.matrices)
     matmuls.push_back(matrix.record.vector ? nullptr : kernels.matmul(matrix.record));
+  attention = kernels.attention;
+  for (const OpRecord& op : plan.body)
+    if (op.kind == OpKind::kMerge && op.emit != kEmitInt8) attention = kernels.float_attention;
   require(page_stride < std::numeric_limits<std::size_t>::max() / sizeof(std::uint16_t) / (page_count + 1ull),
           "the KV pool is larger than memory can be");
   // calloc: the system hands out zeroed pages as they are touched, so an unused pool costs nothing.

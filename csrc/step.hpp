@@ -117,6 +117,7 @@ struct Step {
   std::vector<int> sequence_of_row;
   std::vector<AttentionTask> tasks;
   std::vector<MatmulTile> matmuls;  // a matrix of the plan
+  void (*attention)(const AttentionJob& job);
 
   std::span<const std::int32_t> wanted_rows;  // rows of the head run
   float* logits = nullptr;                    // [wanted rows, logits_width]

@@ -26,8 +26,8 @@ inline void pause() {
 
 // Spinning covers the gaps inside a step and the Python between two steps; beyond that a worker sleeps.
 constexpr auto kSpin = std::chrono::microseconds(200);
-// A thread that waits for others' chunks yields now and then, for one that shares its core, and naps when it waits long:
-// the system moves one whose core was taken away here only when this core is idle.
+// A thread that waits for others' chunks yields now and then, for one that shares its core, and naps when it waits
+// long: the system moves one whose core was taken away here only when this core is idle.
 constexpr int kSpinsBeforeYield = 256;
 constexpr int kSpinsBeforeNap = 4000;
 constexpr auto kNap = std::chrono::microseconds(10);

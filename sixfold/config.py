@@ -60,7 +60,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512  # tokens in one step: the chunk of a chunked prefill
     max_queue: int = 1024  # requests waiting; one more is refused
     threads: int | None = None  # None: the cores this process may use
-    isa: str = "auto"  # auto, scalar, avx2, avx512
+    isa: str = "auto"  # auto, scalar, avx2, avx512, avx512bf16
     seed: int = 0  # base of the seeds drawn for requests that bring none
     plan_cache: bool = True
 
@@ -70,8 +70,10 @@ class EngineConfig:
         for name in ("max_model_len", "kv_memory", "threads"):
             if getattr(self, name) is not None:
                 _positive(self, name)
-        if self.isa not in ("auto", "scalar", "avx2", "avx512"):
-            raise ConfigError(f"isa={self.isa!r} is unknown", remedy="Use auto, scalar, avx2 or avx512", param="isa")
+        if self.isa not in ("auto", "scalar", "avx2", "avx512", "avx512bf16"):
+            raise ConfigError(
+                f"isa={self.isa!r} is unknown", remedy="Use auto, scalar, avx2, avx512 or avx512bf16", param="isa"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

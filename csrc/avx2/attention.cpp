@@ -9,18 +9,23 @@ namespace {
 
 struct Vector {
   using T = __m256;
+  using Word = float;
+  static constexpr int kStep = 1;
   static constexpr int kWidth = 8;
   static constexpr int kScoreRows = 6;                 // rows whose scores of a page are summed at once
   static constexpr int kSumRows = 6, kSumVectors = 2;  // rows and columns whose values are summed at once
+  static constexpr int kSoftRows = 2;                  // rows whose softmax is under way at once
   static constexpr int kDirectRows = 6;                // up to these, pages are converted on the way instead of copied
 
   static T zero() { return _mm256_setzero_ps(); }
   static T set(float x) { return _mm256_set1_ps(x); }
   static T broadcast(const float* p) { return _mm256_broadcast_ss(p); }
   static T load(const float* p) { return _mm256_loadu_ps(p); }
-  static T load(const std::uint16_t* p) { return load_f16(p); }
+  static float word(const float* p) { return *p; }
+  static T load_words(const float* p) { return load(p); }
+  static T words(const std::uint16_t* p, int) { return load_f16(p); }
   static void store(float* p, T x) { _mm256_storeu_ps(p, x); }
-  static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
+  static T multiply_add(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
   static T add(T a, T b) { return _mm256_add_ps(a, b); }
   static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
@@ -36,9 +41,7 @@ struct Vector {
     const __m256i seen = _mm256_and_si256(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(high), lanes));
     return _mm256_blendv_ps(set(other), x, _mm256_castsi256_ps(seen));
   }
-  static void widen(const std::uint16_t* from, int n, float* to) {
-    for (int i = 0; i < n; i += kWidth) _mm256_store_ps(to + i, load_f16(from + i));
-  }
+  static void store_probabilities(float* row, int key, T x) { store(row + key, x); }
   static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 };
 

@@ -137,8 +137,8 @@ void fold(const PartialSum& into, const PartialSum& other, int n) {
 }  // namespace avx2
 
 const Kernels& avx2_kernels() {
-  static const Kernels table{"avx2",     avx2::matmul, avx2::rms_norm,  avx2::quantize, avx2::gate,
-                             avx2::rope, avx2::to_f16, avx2::attention, avx2::fold};
+  static const Kernels table{"avx2",     avx2::matmul, avx2::rms_norm,  avx2::quantize,  avx2::gate,
+                             avx2::rope, avx2::to_f16, avx2::attention, avx2::attention, avx2::fold};
   return table;
 }
 

@@ -101,7 +101,7 @@ const Kernels& avx512_kernels() {
     kernels.rms_norm = avx512::rms_norm;
     kernels.quantize = avx512::quantize;
     kernels.gate = avx512::gate;
-    kernels.attention = avx512::attention;
+    kernels.attention = kernels.float_attention = avx512::attention;
     kernels.fold = avx512::fold;
     return kernels;
   }();

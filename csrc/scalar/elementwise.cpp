@@ -71,8 +71,8 @@ void fold(const PartialSum& into, const PartialSum& other, int n) {
 }  // namespace scalar
 
 const Kernels& scalar_kernels() {
-  static const Kernels table{"scalar",     scalar::matmul, scalar::rms_norm,  scalar::quantize, scalar::gate,
-                             scalar::rope, scalar::to_f16, scalar::attention, scalar::fold};
+  static const Kernels table{"scalar",     scalar::matmul, scalar::rms_norm,  scalar::quantize,  scalar::gate,
+                             scalar::rope, scalar::to_f16, scalar::attention, scalar::attention, scalar::fold};
   return table;
 }
 

@@ -40,7 +40,9 @@ KVMemory = Annotated[
     typer.Option(parser=byte_count, metavar="SIZE", help="KV memory (512M, 2G); default: a quarter of what is free."),
 ]
 Threads = Annotated[int | None, typer.Option(help="Worker threads; default: the cores this process may use.")]
-Isa = Annotated[str | None, typer.Option(metavar="ISA", help="Instruction set: auto, scalar, avx2 or avx512.")]
+Isa = Annotated[
+    str | None, typer.Option(metavar="ISA", help="Instruction set: auto, scalar, avx2, avx512 or avx512bf16.")
+]
 Template = Annotated[
     str | None, typer.Option(metavar="FILE", help="A jinja chat template in place of the model's own.")
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sixfold import _native
 
-SETS = ("avx512", "avx2")  # best first; what is none of these is scalar
+SETS = ("avx512bf16", "avx512", "avx2")  # best first; what is none of these is scalar
 
 
 def chosen() -> str:

@@ -18,7 +18,12 @@ def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_json(sixfold_json, home) -> None:
     found = sixfold_json("doctor")
-    assert found["processor"]["cores"] >= 1 and found["processor"]["kernels"] in ("avx512", "avx2", "scalar")
+    assert found["processor"]["cores"] >= 1 and found["processor"]["kernels"] in (
+        "avx512bf16",
+        "avx512",
+        "avx2",
+        "scalar",
+    )
     assert all(one["bytes_per_second"] > 1e8 for one in found["bandwidth"]["measured"])
     assert found["store"] == {"home": str(home), "disk_free": pytest.approx(found["store"]["disk_free"])}
     assert {model["model"] for model in found["models"]} >= {"smollm2 (not pulled)", "7B at 4 bits"}
