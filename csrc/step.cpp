@@ -10,6 +10,10 @@
 
 #include "ops.hpp"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace sixfold {
 namespace {
 
@@ -55,7 +59,27 @@ Inputs::Inputs(const Header& header, int rows)
       attended(rows, static_cast<int>(header.query_heads * header.head_size)),
       head_input(kLogitRows, static_cast<int>(header.hidden)) {}
 
-void Step::Free::operator()(void* p) const { std::free(p); }
+ZeroedMemory::ZeroedMemory(std::size_t bytes) : bytes_(bytes) {
+#ifdef __linux__
+  // The system hands out zeroed pages as they are touched, so an unused pool costs nothing. Large ones: attention jumps
+  // from KV page to KV page, and each would take an entry of the processor's address cache.
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+  void* memory = std::calloc(bytes, 1);
+  if (!memory) throw std::bad_alloc();
+#endif
+  data_ = memory;
+}
+
+ZeroedMemory::~ZeroedMemory() {
+#ifdef __linux__
+  munmap(data_, bytes_);
+#else
+  std::free(data_);
+#endif
+}
 
 Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, int pages)
     : plan(std::move(plan_)),
@@ -97,10 +121,9 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
     if (op.kind == OpKind::kMerge && op.emit != kEmitInt8) attention = kernels.float_attention;
   require(page_stride < std::numeric_limits<std::size_t>::max() / sizeof(std::uint16_t) / (page_count + 1ull),
           "the KV pool is larger than memory can be");
-  // calloc: the system hands out zeroed pages as they are touched, so an unused pool costs nothing.
-  pool_memory_.reset(std::calloc(page_stride * static_cast<std::size_t>(pages) + 32, sizeof(std::uint16_t)));
-  if (!pool_memory_) throw std::bad_alloc();
-  pool = reinterpret_cast<std::uint16_t*>(round_up(reinterpret_cast<std::uintptr_t>(pool_memory_.get()), 64));
+  pool_memory_ =
+      std::make_unique<ZeroedMemory>(page_stride * static_cast<std::size_t>(pages) * sizeof(std::uint16_t) + 64);
+  pool = reinterpret_cast<std::uint16_t*>(round_up(reinterpret_cast<std::uintptr_t>(pool_memory_->data()), 64));
 }
 
 void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::int32_t> starts,

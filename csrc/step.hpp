@@ -31,6 +31,20 @@ class Buffer {
   std::size_t skip_ = 0;
 };
 
+// Zeroed memory that is taken from the system as it is touched.
+class ZeroedMemory {
+ public:
+  explicit ZeroedMemory(std::size_t bytes);
+  ~ZeroedMemory();
+  ZeroedMemory(const ZeroedMemory&) = delete;
+  ZeroedMemory& operator=(const ZeroedMemory&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+  std::size_t bytes_;
+};
+
 // Activations with their memory. `view()` is what kernels take.
 class ActivationBuffer {
  public:
@@ -124,11 +138,8 @@ struct Step {
   int logits_width;
 
  private:
-  struct Free {
-    void operator()(void* p) const;
-  };
   void plan_attention(int sequence);
-  std::unique_ptr<void, Free> pool_memory_;
+  std::unique_ptr<ZeroedMemory> pool_memory_;
   std::vector<int> rope_widths_;
 
  public:
