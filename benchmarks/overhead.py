@@ -305,27 +305,38 @@ def _first_event(port: int, request: bytes) -> float:
 
 
 @contextlib.contextmanager
-def sixfold_serve(options: argparse.Namespace, port: int, home: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def sixfold_serve(options: argparse.Namespace, home: str | None = None) -> Iterator[tuple[int, int]]:
+    """The real server as users start it: (process id, port), once it is healthy."""
+    port = _free_port()
     command = [sys.executable, "-m", "sixfold", "serve", options.model, "--port", str(port), "--kv-memory", "1GiB"]
     environment = dict(os.environ) | ({"SIXFOLD_HOME": home} if home else {})
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
-        yield process
+        _wait_healthy(process, port)
+        yield process.pid, port
     finally:
         process.terminate()
         process.wait()
 
 
-def _wait_healthy(port: int) -> None:
+def _free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _wait_healthy(process: subprocess.Popen[bytes], port: int) -> None:
     import http.client
 
-    for _ in range(100_000):
+    while process.poll() is None:
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection("127.0.0.1", port)
             connection.request("GET", "/health")
             if connection.getresponse().status == 200:
                 return
         time.sleep(0.005)
+    raise SystemExit(f"the server ended with {process.returncode} before it was ready")
 
 
 def start(options: argparse.Namespace) -> None:
@@ -337,26 +348,23 @@ def start(options: argparse.Namespace) -> None:
             if entry.name != "plans":
                 (Path(other) / entry.name).symlink_to(entry)
         rows = [("first start (plan is built)", other)] + [("later start", str(home))] * options.repeat
-        for i, (name, where) in enumerate(rows):
-            port = 18_300 + i
+        for name, where in rows:
             began = time.perf_counter()
-            with sixfold_serve(options, port, where) as process:
-                _wait_healthy(port)
+            with sixfold_serve(options, where) as (pid, port):
                 ready = time.perf_counter() - began
                 _first_event(port, request_bytes(options, "completions", 2))
                 first = time.perf_counter() - began
-                used = sum(cpu_seconds(process.pid).values())
+                used = sum(cpu_seconds(pid).values())
             print(f"{name:30} /health {ready:6.2f} s   first token {first:6.2f} s   CPU {used:6.2f} s")
 
 
 def memory(options: argparse.Namespace) -> None:
-    with sixfold_serve(options, 18_401) as one, sixfold_serve(options, 18_402) as two:
-        for port in (18_401, 18_402):
-            _wait_healthy(port)
+    with sixfold_serve(options) as one, sixfold_serve(options) as two:
+        for _, port in (one, two):
             _first_event(port, request_bytes(options, "completions", 64))
-        for process in (one, two):
-            rss, plan = _smaps(process.pid)
-            print(f"process {process.pid}: MiB resident " + ", ".join(f"{k} {v / 1024:.1f}" for k, v in rss.items()))
+        for pid, _ in (one, two):
+            rss, plan = _smaps(pid)
+            print(f"process {pid}: MiB resident " + ", ".join(f"{k} {v / 1024:.1f}" for k, v in rss.items()))
             print("    of the plan file: " + ", ".join(f"{k} {v / 1024:.1f}" for k, v in plan.items()))
 
 

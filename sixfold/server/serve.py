@@ -136,6 +136,8 @@ def run(engine_config: EngineConfig, config: ServerConfig, *, on_ready: Any = No
         sys.setswitchinterval(_SWITCH_SECONDS)
         asyncio.run(_serve(server, listener, on_ready))
     finally:
+        gc.unfreeze()  # or the last collection would leave native objects behind, which nanobind reports as leaks
+        gc.enable()
         listener.close()
 
 

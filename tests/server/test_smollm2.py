@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,3 +93,17 @@ async def test_clients_that_leave_harm_nobody_and_leave_nothing(live: LiveServer
             await asyncio.sleep(0.05)
     stats = live.engine.stats()  # type: ignore[attr-defined]
     assert (stats.requests, stats.kv_pages_used) == (0, 0)
+
+
+def test_a_server_that_ends_lets_go_of_everything(smollm2_path: Path) -> None:
+    command = [sys.executable, "-m", "sixfold", "serve", str(smollm2_path), "--port", "0", "--kv-memory", "48MiB"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline().startswith("Sixfold serves")
+            server.terminate()
+            _, errors = server.communicate(timeout=30)
+        finally:
+            server.kill()
+    assert server.returncode == 0
+    assert "leak" not in errors, "nanobind reports what is still there at the very end"
