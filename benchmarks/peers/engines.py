@@ -122,7 +122,7 @@ class Contender:
                 parts = [
                     home.python("vllm").with_name("vllm"), "serve", path, "--port", port, "--dtype", self.dtype,
                     "--max-num-seqs", clients, "--max-model-len", context, "--served-model-name", "bench",
-                    "--no-enable-prefix-caching", "--disable-log-requests",
+                    "--no-enable-prefix-caching",
                 ]  # fmt: skip
             case _:
                 raise ValueError(self.engine)

@@ -188,7 +188,7 @@ class Run:
                     value = report.perplexity(answer["loss"], answer["tokens"])
                     say(f"{model} {one.name}: perplexity {value:.4f} over {answer['tokens']} tokens")
                     result.add(model, "perplexity", one.name, value)
-            result.write()
+                    result.write()
         result.print()
 
     def _windows(self, model: Path) -> list[list[int]]:
