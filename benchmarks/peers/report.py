@@ -56,6 +56,8 @@ class Result:
 
     def write(self) -> None:
         """Called after every repeat: a run that is broken off leaves what it has."""
+        if not self.figures:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {
             "mode": self.mode,
