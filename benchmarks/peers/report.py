@@ -56,6 +56,8 @@ class Result:
 
     def write(self) -> None:
         """Called after every repeat: a run that is broken off leaves what it has."""
+        if not self.figures:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {
             "mode": self.mode,
@@ -85,7 +87,8 @@ class Result:
 
     def print(self) -> None:
         print("\n".join(self._markdown()))
-        print(f"\nWritten to {self.stem}.json, .md and .svg")
+        written = [suffix for suffix in (".json", ".md", ".svg") if self.stem.with_suffix(suffix).exists()]
+        print(f"\nWritten: {self.stem} with {', '.join(written) or 'nothing, as no engine gave a figure'}")
 
     def _plot(self) -> None:
         """In an environment of its own; without it there is no plot."""

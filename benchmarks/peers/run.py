@@ -18,6 +18,7 @@ import contextlib
 import json
 import random
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,7 +189,7 @@ class Run:
                     value = report.perplexity(answer["loss"], answer["tokens"])
                     say(f"{model} {one.name}: perplexity {value:.4f} over {answer['tokens']} tokens")
                     result.add(model, "perplexity", one.name, value)
-            result.write()
+                    result.write()
         result.print()
 
     def _windows(self, model: Path) -> list[list[int]]:
@@ -296,6 +297,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results")
     parser.add_argument("--label", default="peers", help="first part of the results' file names")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that engines with children are ended, too
     getattr(Run(options), options.mode)()
 
 
