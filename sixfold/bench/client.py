@@ -137,17 +137,34 @@ class Client:
             raise BadResponse("no token came")
         outcome.output_tokens = outcome.output_tokens or pieces
 
-    async def _events(self, body: bytes) -> AsyncIterator[tuple[float, bytes]]:
-        """(time of arrival, data) of every event."""
-        if self._writer is None or self._writer.is_closing():
+    async def _send(self, body: bytes) -> tuple[asyncio.StreamReader, bytes]:
+        """Sends a request and waits for the first bytes of its answer.
+
+        Once more on a new connection if an old one ends before any: llama-server closes it after every stream.
+        """
+        old = self._writer is not None and not self._writer.is_closing()
+        if not old:
             host, port, secure = self._server.address
             self._reader, self._writer = await asyncio.open_connection(host, port, ssl=secure or None)
         reader, writer = self._reader, self._writer
         assert reader is not None and writer is not None
-        writer.write(f"{self._head}{len(body)}\r\n\r\n".encode() + body)
+        data = b""
+        try:
+            writer.write(f"{self._head}{len(body)}\r\n\r\n".encode() + body)
+            data = await reader.read(READ_BYTES)
+        except ConnectionError:
+            if not old:
+                raise
+        if data or not old:
+            return reader, data
+        await self.close()
+        return await self._send(body)
+
+    async def _events(self, body: bytes) -> AsyncIterator[tuple[float, bytes]]:
+        """(time of arrival, data) of every event."""
+        reader, data = await self._send(body)
         response, events, refusal = Response(), Events(), b""
         while not response.done:
-            data = await reader.read(READ_BYTES)
             now = time.perf_counter()
             if not data:
                 response.end()
@@ -156,9 +173,11 @@ class Client:
             piece = response.feed(data)
             if response.status not in (0, 200):
                 refusal += piece
-                continue
-            for event in events.feed(piece):
-                yield now, event
+            else:
+                for event in events.feed(piece):
+                    yield now, event
+            if not response.done:
+                data = await reader.read(READ_BYTES)
         if response.status != 200:
             raise BadResponse(f"HTTP {response.status}: {refusal[:200].decode('utf-8', 'replace')}")
         if not response.reusable:
