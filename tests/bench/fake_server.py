@@ -11,6 +11,9 @@ from typing import Any
 Answer = Callable[[dict[str, Any]], list[bytes | float]]
 
 
+CLOSE = b"close"
+
+
 def event(value: object) -> bytes:
     return b"data: " + (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n\n"
 
@@ -27,7 +30,8 @@ def tokens(count: int, delay: float = 0.0, **more: Any) -> list[bytes | float]:
 
 @contextlib.asynccontextmanager
 async def serving(answer: Answer, seen: list[dict[str, Any]] | None = None) -> AsyncIterator[str]:
-    """``answer(body)`` gives chunks and pauses in seconds; ``b"status 400"`` first refuses, ``b""`` hangs up."""
+    """``answer(body)`` gives chunks and pauses in seconds; ``b"status 400"`` first refuses, ``b""`` hangs up,
+    ``CLOSE`` hangs up after the whole answer."""
     connections = 0
     tasks: set[asyncio.Task[None]] = set()
 
@@ -71,6 +75,8 @@ async def _answer(writer: asyncio.StreamWriter, parts: list[bytes | float]) -> b
         return True
     writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
     for part in parts:
+        if part is CLOSE:
+            continue
         if isinstance(part, float):
             await asyncio.sleep(part)
         elif part == b"":
@@ -79,4 +85,4 @@ async def _answer(writer: asyncio.StreamWriter, parts: list[bytes | float]) -> b
             writer.write(b"%x\r\n%s\r\n" % (len(part), part))
             await writer.drain()
     writer.write(b"0\r\n\r\n")
-    return True
+    return CLOSE not in parts
