@@ -26,7 +26,7 @@ CLIENTS = 32
 @pytest.fixture(scope="module")
 def live(smollm2_path: Path) -> Iterator[LiveServer]:
     # too little KV memory for all clients at once, so that some are preempted
-    engine = AsyncEngine.from_config(EngineConfig(model=str(smollm2_path), kv_memory=48 << 20))
+    engine = AsyncEngine.from_config(EngineConfig(model=str(smollm2_path), kv_memory=24 << 20))
     with LiveServer(engine, ServerConfig(port=0, served_model_name="smollm2")) as server:  # type: ignore[arg-type]
         yield server
 
