@@ -24,6 +24,7 @@ Section::Section(Step& step, int index, int threads, Stopwatch& watch)
       makes_(ops_.size(), false),
       made_(threads) {
   int normed = -1, attended = -1;  // who made them last; a norm that also changes the residual can not be repeated
+  std::vector<int> readers(ops_.size(), 0);
   for (std::size_t i = 0; i < ops_.size(); ++i) {
     const int op = static_cast<int>(i);
     switch (ops_[i].kind) {
@@ -49,7 +50,16 @@ Section::Section(Step& step, int index, int threads, Stopwatch& watch)
       default:
         break;
     }
-    if (maker_[i] >= 0) makes_[maker_[i]] = true;
+    if (maker_[i] >= 0) ++readers[maker_[i]];
+  }
+  // A maker is left to its reader only if that comes next and is the only one: what it makes from may change later.
+  for (std::size_t i = 0; i < ops_.size(); ++i) {
+    const int maker = maker_[i];
+    if (maker < 0) continue;
+    if (maker + 1 == static_cast<int>(i) && readers[maker] == 1)
+      makes_[maker] = true;
+    else
+      maker_[i] = -1;
   }
   const auto& after = index == 0 ? step.plan.head : step.plan.body;
   Weights weights;

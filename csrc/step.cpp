@@ -63,7 +63,7 @@ ZeroedMemory::ZeroedMemory(std::size_t bytes) : bytes_(bytes) {
 #ifdef __linux__
   // The system hands out zeroed pages as they are touched, so an unused pool costs nothing. Large ones: attention jumps
   // from KV page to KV page, and each would take an entry of the processor's address cache.
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   madvise(memory, bytes, MADV_HUGEPAGE);
 #else

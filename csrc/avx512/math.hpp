@@ -49,10 +49,4 @@ namespace {
   return _mm_cvtss_f32(s);
 }
 
-// x in lanes [low, high), `other` in the rest.
-[[maybe_unused]] inline __m512 only_lanes(__m512 x, int low, int high, float other) {
-  const auto below = [](int n) { return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1; };
-  return _mm512_mask_blend_ps(static_cast<__mmask16>(below(high) & ~below(low)), _mm512_set1_ps(other), x);
-}
-
 }  // namespace

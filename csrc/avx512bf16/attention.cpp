@@ -1,12 +1,10 @@
 // Attention in bfloat16 products with float32 sums (AVX512-BF16), twice the rate of float32 ones, and the table of this
 // instruction set. Queries, keys, values and probabilities are rounded to nearest even on the way in; KV pages stay
 // float16. Everything else is AVX-512's.
-#include <immintrin.h>
-
 #include <bit>
 #include <cstring>
 
-#include "../avx512/math.hpp"
+#include "../avx512/vector.hpp"
 #include "../paged_attention.hpp"
 
 namespace sixfold {
@@ -18,20 +16,12 @@ inline std::uint32_t to_bf16(float x) {
   return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;  // a NaN may become infinite: the row is lost either way
 }
 
-struct Vector {
-  using T = __m512;
+struct Vector : FloatVector {
   using Word = std::uint32_t;
   static constexpr int kStep = 2;
-  static constexpr int kWidth = 16;
-  static constexpr int kScoreRows = 24;                // rows whose scores of a page are summed at once
-  static constexpr int kSumRows = 6, kSumVectors = 4;  // rows and columns whose values are summed at once
-  static constexpr int kSoftRows = 4;                  // rows whose softmax is under way at once
-  static constexpr int kDirectRows = 6;                // up to these, pages are converted on the way instead of copied
+  using FloatVector::store;
 
-  static T zero() { return _mm512_setzero_ps(); }
-  static T set(float x) { return _mm512_set1_ps(x); }
   static T broadcast(const Word* p) { return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(*p))); }
-  static T load(const float* p) { return _mm512_loadu_ps(p); }
   static T load_words(const Word* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
   static Word word(const float* p) { return to_bf16(p[0]) | to_bf16(p[1]) << 16; }
   // Of two rows, `stride` apart, the elements in one column: neighbours of a sum.
@@ -42,23 +32,12 @@ struct Vector {
                           0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi16(low, halves));
   }
-  static void store(float* p, T x) { _mm512_storeu_ps(p, x); }
   static void store(Word* p, T x) { _mm512_storeu_ps(p, x); }
   static void store_probabilities(float* row, int key, T x) {
     const __m256bh halves = _mm512_cvtneps_pbh(x);
     std::memcpy(reinterpret_cast<char*>(row) + 2 * key, &halves, sizeof(halves));
   }
   static T multiply_add(T a, T b, T sum) { return _mm512_dpbf16_ps(sum, halves(a), halves(b)); }
-  static T mul(T a, T b) { return _mm512_mul_ps(a, b); }
-  static T add(T a, T b) { return _mm512_add_ps(a, b); }
-  static T sub(T a, T b) { return _mm512_sub_ps(a, b); }
-  static T max(T a, T b) { return _mm512_max_ps(a, b); }
-  static T exp(T x) { return exp_ps(x); }
-  static float exp_one(float x) { return _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(x))); }
-  static float horizontal_max(T x) { return ::horizontal_max(x); }
-  static float horizontal_sum(T x) { return ::horizontal_sum(x); }
-  static T only(T x, int low, int high, float other) { return only_lanes(x, low, high, other); }
-  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
  private:
   static __m512i bits(__m512bh x) { return std::bit_cast<__m512i>(x); }
