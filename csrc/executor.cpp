@@ -5,8 +5,9 @@
 #include <stdexcept>
 
 namespace sixfold {
-Executor::Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages)
-    : step_(read_plan(bytes), choose_kernels(isa), threads, max_tokens, pages),
+Executor::Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages,
+                   const std::vector<KvFormat>& kv_formats)
+    : step_(read_plan(bytes), choose_kernels(isa), threads, max_tokens, pages, kv_formats),
       watch_(step_.plan.body.size(), step_.plan.head.size()),
       body_(step_, 0, threads, watch_),
       head_(step_, 1, threads, watch_),
@@ -39,7 +40,7 @@ void Executor::copy_pages(std::span<const std::int32_t> sources, std::span<const
   for (std::size_t i = 0; i < sources.size(); ++i) {
     for (std::int32_t page : {sources[i], targets[i]})
       if (page < 0 || page >= step_.page_count) throw std::invalid_argument("copy_pages: a page is not in the pool");
-    std::memcpy(step_.pool + targets[i] * step_.page_stride, step_.pool + sources[i] * step_.page_stride, page_bytes());
+    std::memcpy(step_.pool + targets[i] * page_bytes(), step_.pool + sources[i] * page_bytes(), page_bytes());
   }
 }
 

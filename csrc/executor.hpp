@@ -16,8 +16,10 @@ class Executor {
  public:
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
-  // `bytes` is the plan file and must outlive the executor. Throws std::invalid_argument.
-  Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages);
+  // `bytes` is the plan file and must outlive the executor. `kv_formats`: one for all layers, or one a layer. Throws
+  // std::invalid_argument.
+  Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages,
+           const std::vector<KvFormat>& kv_formats);
 
   // tokens [T] of all sequences; starts, counts [S]; pages, page_offsets [S + 1]: each sequence's KV pages.
   void forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
@@ -34,7 +36,7 @@ class Executor {
   const Header& header() const { return step_.plan.header; }
   int logits_width() const { return step_.logits_width; }
   int pages() const { return step_.page_count; }
-  std::size_t page_bytes() const { return step_.page_stride * sizeof(std::uint16_t); }
+  std::size_t page_bytes() const { return step_.layout.page_bytes(); }
   int threads() const { return team_.threads(); }
   const char* isa() const { return step_.kernels.name; }
 

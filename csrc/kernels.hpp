@@ -51,13 +51,14 @@ constexpr int kMaxAttentionRows = 1024;
 
 // One attention job: the query rows of some tokens of one sequence that share a KV head, against keys
 // [begin, end) (begin a multiple of kPageTokens). Online softmax run by run, in order (Milakov & Gimelshein 2018).
-// A page of a layer and head holds K as [head_size][16] then V as [16][head_size], float16.
+// What a page of a layer and head holds depends on the KV format (kv_page.hpp).
 struct AttentionJob {
   const float* q;  // query of token t and head g: q + t * q_stride + g * head_size, already scaled
   int q_stride;
   int tokens, group, head_size;
-  const std::uint16_t* pool;  // at this layer and head of page 0
-  std::size_t page_stride;    // in float16 values
+  const std::uint8_t* pool;  // at this layer and head of page 0
+  std::size_t page_stride;   // bytes from page to page
+  std::size_t page_bytes;    // of this layer and head in one page
   const std::int32_t* pages;
   int position;  // of token 0; token t sees keys (position + t - window, position + t]
   int window;    // 0: all
@@ -93,9 +94,14 @@ struct Kernels {
   // Rounds to nearest even; values beyond float16 (and NaN) become the largest finite one, so that no stale or broken
   // row can turn a masked product into NaN. y[i * stride].
   void (*to_f16)(const float* x, int n, std::uint16_t* y, int stride);
+  // Quantises n values to |q| <= 127 and returns the float16 scale, which is finite whatever x holds.
+  std::uint16_t (*to_int8)(const float* x, int n, std::int8_t* q);
+  // Over float16 pages.
   void (*attention)(const AttentionJob& job);
   // The same in float32 throughout, for models whose weights are floats: those do not round activations either.
   void (*float_attention)(const AttentionJob& job);
+  // Over int8 pages.
+  void (*int8_attention)(const AttentionJob& job);
   // Joins two partial sums over n values, n a multiple of 16; both have seen a key.
   void (*fold)(const PartialSum& into, const PartialSum& other, int n);
 };

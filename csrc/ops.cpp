@@ -108,7 +108,8 @@ class Runner {
     job.group = group;
     job.head_size = d;
     job.pool = s_.kv(0, op_.layer, task.kv_head);
-    job.page_stride = s_.page_stride;
+    job.page_stride = s_.layout.page_bytes();
+    job.page_bytes = s_.layout.head_bytes(op_.layer);
     job.pages = sequence.pages;
     job.position = sequence.position + task.row - sequence.first_row;
     job.window = op_.window;
@@ -116,6 +117,7 @@ class Runner {
     job.weight = scratch_ + static_cast<std::size_t>(rows) * d;
     job.max = job.weight + rows;
     job.scratch = scratch_ + round_up(static_cast<std::size_t>(rows) * (d + 2), 16);
+    const auto attention = s_.attention[static_cast<int>(s_.layout.format(op_.layer))];
     const int visible_end = job.position + task.tokens;
     const int visible_begin = op_.window > 0 ? std::max(0, job.position - op_.window + 1) : 0;
     if (!task.slot_per_split) clear_slots(task, 0);
@@ -125,7 +127,7 @@ class Runner {
       job.begin = std::max(split * kSplitKeys, visible_begin / kPageTokens * kPageTokens);
       job.end = std::min((split + 1) * kSplitKeys, visible_end);
       if (job.begin >= job.end) continue;
-      s_.attention(job);
+      attention(job);
       for (int r = 0; r < rows; ++r) {
         const PartialSum into = this->slot(task.row + r / group, slot, task.kv_head * group + r % group);
         fold(into, {job.sum + static_cast<std::size_t>(r) * d, job.weight + r, job.max + r});
@@ -223,11 +225,8 @@ class Runner {
     const int d = static_cast<int>(s_.plan.header.head_size);
     const int position = s_.positions[row], token = position % kPageTokens;
     const std::int32_t* pages = s_.sequences[s_.sequence_of_row[row]].pages;
-    std::uint16_t* page = s_.kv(pages[position / kPageTokens], op_.layer, head);
-    if (value)
-      k_.to_f16(values, d, page + (kPageTokens + token) * d, 1);
-    else
-      k_.to_f16(values, d, page + token, kPageTokens);
+    std::uint8_t* page = s_.kv(pages[position / kPageTokens], op_.layer, head);
+    (value ? write_value : write_key)(k_, s_.layout.format(op_.layer), d, token, values, page);
   }
 
   PartialSum slot(int row, int index, int head) {

@@ -68,6 +68,15 @@ std::vector<std::int32_t> ids_of(nb::handle iterable) {
   return ids;
 }
 
+std::vector<sixfold::KvFormat> formats_of(const std::vector<std::string>& names) {
+  std::vector<sixfold::KvFormat> formats;
+  for (const std::string& name : names) {
+    require(name == "f16" || name == "int8", "a KV format is f16 or int8");
+    formats.push_back(name == "f16" ? sixfold::KvFormat::kF16 : sixfold::KvFormat::kInt8);
+  }
+  return formats;
+}
+
 nb::tuple sampled_tuple(std::int32_t id, const sixfold::Likelihood& likelihood,
                         const std::vector<sixfold::Alternative>& alternatives) {
   nb::list top;
@@ -231,14 +240,15 @@ void bind_executor(nb::module_& module) {
   nb::class_<Executor>(module, "Executor")
       .def(
           "__init__",
-          [](Executor* self, Bytes plan, const std::string& isa, int threads, int max_tokens, int pages) {
+          [](Executor* self, Bytes plan, const std::string& isa, int threads, int max_tokens, int pages,
+             const std::vector<std::string>& kv_formats) {
             require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
             require(max_tokens >= 1 && max_tokens <= 1 << 17, "max_tokens must be 1 to 131072");
             require(pages >= 1, "pages must be at least 1");
-            new (self) Executor(span(plan), isa.c_str(), threads, max_tokens, pages);
+            new (self) Executor(span(plan), isa.c_str(), threads, max_tokens, pages, formats_of(kv_formats));
           },
           nb::arg("plan"), nb::arg("isa"), nb::arg("threads"), nb::arg("max_tokens"), nb::arg("pages"),
-          nb::keep_alive<1, 2>())
+          nb::arg("kv_formats"), nb::keep_alive<1, 2>())
       .def(
           "forward",
           [](Executor& self, Ints tokens, Ints starts, Ints counts, Ints pages, Ints page_offsets) {
@@ -370,7 +380,8 @@ void bind_kernels(nb::module_& module) {
   });
   module.def(
       "kernel_attention",
-      [](const std::string& isa, Rows q, Rows k, Rows v, int tokens, int position, int window, OutRows out) {
+      [](const std::string& isa, const std::string& format, Rows q, Rows k, Rows v, int tokens, int position,
+         int window, OutRows out) {
         const int rows = static_cast<int>(q.shape(0)), d = static_cast<int>(q.shape(1));
         const int keys = static_cast<int>(k.shape(0));
         require(tokens >= 1 && rows % tokens == 0 && d % 16 == 0, "rows must be tokens by group, head size 16 n");
@@ -379,28 +390,29 @@ void bind_kernels(nb::module_& module) {
                 "head sizes differ");
         const Kernels& kernels = choose_kernels(isa.c_str());
         const int pages = (keys + kPageTokens - 1) / kPageTokens;
-        const std::size_t stride = 2 * static_cast<std::size_t>(kPageTokens) * d;
-        std::vector<std::uint16_t> pool(stride * pages);
+        const KvFormat kv_format = formats_of({format})[0];
+        const std::size_t stride = kv_head_bytes(kv_format, d);
+        Buffer<std::uint8_t> pool(stride * pages);
         std::vector<std::int32_t> table(pages);
         for (int key = 0; key < keys; ++key) {
           table[key / kPageTokens] = key / kPageTokens;
-          std::uint16_t* page = pool.data() + stride * (key / kPageTokens);
-          kernels.to_f16(k.data() + static_cast<std::size_t>(key) * d, d, page + key % kPageTokens, kPageTokens);
-          kernels.to_f16(v.data() + static_cast<std::size_t>(key) * d, d, page + (kPageTokens + key % kPageTokens) * d,
-                         1);
+          std::uint8_t* page = pool.data() + stride * (key / kPageTokens);
+          const std::size_t at = static_cast<std::size_t>(key) * d;
+          write_key(kernels, kv_format, d, key % kPageTokens, k.data() + at, page);
+          write_value(kernels, kv_format, d, key % kPageTokens, v.data() + at, page);
         }
         require(rows <= kMaxAttentionRows, "more rows than an attention job takes");
         std::vector<float> weight(rows), max(rows);
         Buffer<float> scratch(attention_scratch(rows, d));
         const int group = rows / tokens;
-        AttentionJob job{q.data(),   group * d,     tokens,     group,         d, pool.data(),
-                         stride,     table.data(),  position,   window,        0, position + tokens,
-                         out.data(), weight.data(), max.data(), scratch.data()};
-        kernels.attention(job);
+        AttentionJob job{q.data(),      group * d,    tokens,        group,  d, pool.data(),       stride,
+                         stride,        table.data(), position,      window, 0, position + tokens, out.data(),
+                         weight.data(), max.data(),   scratch.data()};
+        (kv_format == KvFormat::kInt8 ? kernels.int8_attention : kernels.attention)(job);
         for (int r = 0; r < rows; ++r)
           for (int i = 0; i < d; ++i) out.data()[static_cast<std::size_t>(r) * d + i] /= weight[r];
       },
-      "Attention of q [tokens * group, d] over k, v [keys, d] held as float16 pages.");
+      "Attention of q [tokens * group, d] over k, v [keys, d] held in pages of a KV format.");
 }
 
 }  // namespace

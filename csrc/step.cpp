@@ -81,15 +81,15 @@ ZeroedMemory::~ZeroedMemory() {
 #endif
 }
 
-Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, int pages)
+Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, int pages,
+           const std::vector<KvFormat>& kv_formats)
     : plan(std::move(plan_)),
       kernels(kernels_),
       max_tokens(max_tokens_),
       page_count(pages),
       hidden_width(padded(plan.header.hidden)),
       query_width(padded(plan.header.query_heads * plan.header.head_size)),
-      page_stride(2 * static_cast<std::size_t>(kPageTokens) * plan.header.head_size * plan.header.kv_heads *
-                  plan.header.layers),
+      layout(plan.header, kv_formats),
       x(static_cast<std::size_t>(max_tokens) * hidden_width),
       y(static_cast<std::size_t>(max_tokens) * hidden_width),
       q(static_cast<std::size_t>(max_tokens) * query_width),
@@ -116,14 +116,15 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
   }
   for (const Matrix& matrix : plan.matrices)
     matmuls.push_back(matrix.record.vector ? nullptr : kernels.matmul(matrix.record));
-  attention = kernels.attention;
+  attention[static_cast<int>(KvFormat::kF16)] = kernels.attention;
+  attention[static_cast<int>(KvFormat::kInt8)] = kernels.int8_attention;
   for (const OpRecord& op : plan.body)
-    if (op.kind == OpKind::kMerge && op.emit != kEmitInt8) attention = kernels.float_attention;
-  require(page_stride < std::numeric_limits<std::size_t>::max() / sizeof(std::uint16_t) / (page_count + 1ull),
+    if (op.kind == OpKind::kMerge && op.emit != kEmitInt8)
+      attention[static_cast<int>(KvFormat::kF16)] = kernels.float_attention;
+  require(layout.page_bytes() < std::numeric_limits<std::size_t>::max() / (page_count + 1ull),
           "the KV pool is larger than memory can be");
-  pool_memory_ =
-      std::make_unique<ZeroedMemory>(page_stride * static_cast<std::size_t>(pages) * sizeof(std::uint16_t) + 64);
-  pool = reinterpret_cast<std::uint16_t*>(round_up(reinterpret_cast<std::uintptr_t>(pool_memory_->data()), 64));
+  pool_memory_ = std::make_unique<ZeroedMemory>(layout.page_bytes() * static_cast<std::size_t>(pages) + 64);
+  pool = reinterpret_cast<std::uint8_t*>(round_up(reinterpret_cast<std::uintptr_t>(pool_memory_->data()), 64));
 }
 
 void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::int32_t> starts,

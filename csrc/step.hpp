@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "kv_page.hpp"
 #include "plan.hpp"
 
 namespace sixfold {
@@ -94,16 +95,17 @@ struct Inputs {
 constexpr int kOwnRows = 64;
 
 struct Step {
-  Step(Plan plan, const Kernels& kernels, int threads, int max_tokens, int pages);
+  Step(Plan plan, const Kernels& kernels, int threads, int max_tokens, int pages,
+       const std::vector<KvFormat>& kv_formats);
 
   // Describes the rows of the next body run; throws std::invalid_argument when it does not fit.
   void describe(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
                 std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
                 std::span<const std::int32_t> page_offsets);
 
-  std::uint16_t* kv(int page, int layer, int kv_head) {
-    const std::size_t head = 2 * static_cast<std::size_t>(kPageTokens) * plan.header.head_size;
-    return pool + page * page_stride + (static_cast<std::size_t>(layer) * plan.header.kv_heads + kv_head) * head;
+  // The page of one layer and head.
+  std::uint8_t* kv(int page, int layer, int kv_head) {
+    return pool + page * layout.page_bytes() + layout.offset(layer, kv_head);
   }
   int rope_width(int table) const { return rope_widths_[table]; }  // pairs that a table rotates
   float* x_row(int row) { return x.data() + static_cast<std::size_t>(row) * hidden_width; }
@@ -113,7 +115,7 @@ struct Step {
   const Kernels& kernels;
   int max_tokens, page_count;
   int hidden_width, query_width;  // padded to kBlock
-  std::size_t page_stride;        // float16 values of one page, all layers
+  KvLayout layout;
 
   Buffer<float> x, y;                       // [rows, hidden_width]: residual stream, projection before its norm
   Buffer<float> q;                          // [rows, query_width]
@@ -131,7 +133,7 @@ struct Step {
   std::vector<int> sequence_of_row;
   std::vector<AttentionTask> tasks;
   std::vector<MatmulTile> matmuls;  // a matrix of the plan
-  void (*attention)(const AttentionJob& job);
+  void (*attention[kKvFormats])(const AttentionJob& job);
 
   std::span<const std::int32_t> wanted_rows;  // rows of the head run
   float* logits = nullptr;                    // [wanted rows, logits_width]
@@ -143,7 +145,7 @@ struct Step {
   std::vector<int> rope_widths_;
 
  public:
-  std::uint16_t* pool;
+  std::uint8_t* pool;
 };
 
 }  // namespace sixfold

@@ -46,7 +46,15 @@ class Executor:
     threads: int
     isa: str
     vocab_size: int
-    def __init__(self, plan: NDArray[np.uint8], isa: str, threads: int, max_tokens: int, pages: int) -> None: ...
+    def __init__(
+        self,
+        plan: NDArray[np.uint8],
+        isa: str,
+        threads: int,
+        max_tokens: int,
+        pages: int,
+        kv_formats: Sequence[str],
+    ) -> None: ...
     def forward(
         self,
         tokens: NDArray[np.int32],
@@ -93,6 +101,7 @@ def kernel_gate(
 def kernel_rope(isa: str, x: NDArray[np.float32], cosine: NDArray[np.float32], sine: NDArray[np.float32]) -> None: ...
 def kernel_attention(
     isa: str,
+    kv_format: str,
     q: NDArray[np.float32],
     k: NDArray[np.float32],
     v: NDArray[np.float32],

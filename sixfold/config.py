@@ -60,6 +60,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512  # tokens in one step: the chunk of a chunked prefill
     max_queue: int = 1024  # requests waiting; one more is refused
     threads: int | None = None  # None: the cores this process may use
+    kv_format: str = "f16"  # f16, int8; for single layers too: int8,0-1=f16
     isa: str = "auto"  # auto, scalar, avx2, avx512, avx512bf16
     seed: int = 0  # base of the seeds drawn for requests that bring none
     plan_cache: bool = True

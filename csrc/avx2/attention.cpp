@@ -1,6 +1,7 @@
-// AVX2 attention over pages: the operations that paged_attention.hpp is written in.
+// AVX2 attention over pages: the operations that paged_attention.hpp and int8_attention.hpp are written in.
 #include <immintrin.h>
 
+#include "../int8_attention.hpp"
 #include "../paged_attention.hpp"
 #include "math.hpp"
 
@@ -45,8 +46,26 @@ struct Vector {
   static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 };
 
+struct IntVector : Vector {
+  using I = __m256i;
+  static T load_f16(const std::uint16_t* p) { return ::load_f16(p); }
+  static I no_sum() { return _mm256_setzero_si256(); }
+  static I extend(const std::int8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static I pair(const std::uint32_t* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
+  static void add_products(I& sum, I a, I b) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  static T to_float(I sum) { return _mm256_cvtepi32_ps(sum); }
+  static void store_int16(std::int16_t* p, T x) {
+    const __m256i integers = _mm256_cvtps_epi32(x);
+    const __m128i low = _mm256_castsi256_si128(integers), high = _mm256_extracti128_si256(integers, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(low, high));
+  }
+};
+
 }  // namespace
 
 void attention(const AttentionJob& job) { PagedAttention<Vector>(job).run(); }
+void int8_attention(const AttentionJob& job) { Int8Attention<IntVector>(job).run(); }
 
 }  // namespace sixfold::avx2

@@ -11,6 +11,7 @@ namespace avx2 {
 
 MatmulTile matmul(const MatrixRecord& record);
 void attention(const AttentionJob& job);
+void int8_attention(const AttentionJob& job);
 
 namespace {
 
@@ -118,6 +119,27 @@ void to_f16(const float* x, int n, std::uint16_t* y, int stride) {
   }
 }
 
+std::uint16_t to_int8(const float* x, int n, std::int8_t* q) {
+  const __m256 sign = _mm256_set1_ps(-0.0f), limit = _mm256_set1_ps(127.0f), low = _mm256_set1_ps(-127.0f);
+  __m256 top = _mm256_setzero_ps();
+  for (int i = 0; i < n; i += 8)  // max returns its second operand when the first is NaN
+    top = _mm256_max_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)), top);
+  const float peak = std::min(horizontal_max(top) / 127.0f, 65504.0f);
+  const auto half = static_cast<std::uint16_t>(_cvtss_sh(peak, _MM_FROUND_TO_NEAREST_INT));
+  const float scale = _cvtsh_ss(half);
+  const __m256 inverse = _mm256_set1_ps(scale > 0 ? 1.0f / scale : 0.0f);
+  const auto integers = [&](int i) {
+    const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + i), inverse);
+    return _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(scaled, limit), low));
+  };
+  for (int i = 0; i < n; i += 16) {  // packs work within lanes of 128 bits: put the quarters in order
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(integers(i), integers(i + 8)), 0xd8);
+    const __m128i packed = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), packed);
+  }
+  return half;
+}
+
 void fold(const PartialSum& into, const PartialSum& other, int n) {
   const float max = *into.max > *other.max ? *into.max : *other.max;
   // both factors by one exp: lane 0 and lane 1
@@ -137,8 +159,9 @@ void fold(const PartialSum& into, const PartialSum& other, int n) {
 }  // namespace avx2
 
 const Kernels& avx2_kernels() {
-  static const Kernels table{"avx2",     avx2::matmul, avx2::rms_norm,  avx2::quantize,  avx2::gate,
-                             avx2::rope, avx2::to_f16, avx2::attention, avx2::attention, avx2::fold};
+  static const Kernels table{"avx2",          avx2::matmul,    avx2::rms_norm,       avx2::quantize,
+                             avx2::gate,      avx2::rope,      avx2::to_f16,         avx2::to_int8,
+                             avx2::attention, avx2::attention, avx2::int8_attention, avx2::fold};
   return table;
 }
 

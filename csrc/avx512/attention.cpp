@@ -1,4 +1,6 @@
-// AVX-512 attention over pages in float32: the operations that paged_attention.hpp is written in.
+// AVX-512 attention over pages, in float32 and in integers (VNNI): the operations that paged_attention.hpp and
+// int8_attention.hpp are written in.
+#include "../int8_attention.hpp"
 #include "../paged_attention.hpp"
 #include "vector.hpp"
 
@@ -17,8 +19,28 @@ struct Vector : FloatVector {
   static T multiply_add(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
 };
 
+struct IntVector : FloatVector {
+  using I = __m512i;
+  static void store_probabilities(float* row, int key, T x) { store(row + key, x); }
+  static T load_f16(const std::uint16_t* p) { return ::load_f16(p); }
+  static I no_sum() { return _mm512_setzero_si512(); }
+  static I extend(const std::int8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  // Assembly, since GCC 12 passes sums of this builtin through memory.
+  static const std::uint32_t* pair(const std::uint32_t* p) { return p; }
+  static void add_products(I& sum, const std::uint32_t* a, I b) {
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
+  }
+  static T to_float(I sum) { return _mm512_cvtepi32_ps(sum); }
+  static void store_int16(std::int16_t* p, T x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
+  }
+};
+
 }  // namespace
 
 void attention(const AttentionJob& job) { PagedAttention<Vector>(job).run(); }
+void int8_attention(const AttentionJob& job) { Int8Attention<IntVector>(job).run(); }
 
 }  // namespace sixfold::avx512

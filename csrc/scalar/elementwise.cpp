@@ -10,6 +10,7 @@ namespace scalar {
 
 MatmulTile matmul(const MatrixRecord& record);
 void attention(const AttentionJob& job);
+void int8_attention(const AttentionJob& job);
 
 namespace {
 
@@ -59,6 +60,18 @@ void to_f16(const float* x, int n, std::uint16_t* y, int stride) {
   for (int i = 0; i < n; ++i) y[static_cast<std::size_t>(i) * stride] = f32_to_f16_clamped(x[i]);
 }
 
+std::uint16_t to_int8(const float* x, int n, std::int8_t* q) {
+  float peak = 0;
+  for (int i = 0; i < n; ++i) peak = std::max(peak, std::abs(x[i]));
+  const std::uint16_t half = f32_to_f16_clamped(peak / 127.0f);
+  const float scale = f16_to_f32(half), inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  for (int i = 0; i < n; ++i) {
+    const float scaled = std::max(-127.0f, std::min(127.0f, x[i] * inverse));  // NaN becomes 127
+    q[i] = static_cast<std::int8_t>(std::nearbyint(scaled));
+  }
+  return half;
+}
+
 void fold(const PartialSum& into, const PartialSum& other, int n) {
   const float max = std::max(*into.max, *other.max);
   const float a = std::exp(*into.max - max), b = std::exp(*other.max - max);
@@ -71,8 +84,9 @@ void fold(const PartialSum& into, const PartialSum& other, int n) {
 }  // namespace scalar
 
 const Kernels& scalar_kernels() {
-  static const Kernels table{"scalar",     scalar::matmul, scalar::rms_norm,  scalar::quantize,  scalar::gate,
-                             scalar::rope, scalar::to_f16, scalar::attention, scalar::attention, scalar::fold};
+  static const Kernels table{"scalar",          scalar::matmul,    scalar::rms_norm,       scalar::quantize,
+                             scalar::gate,      scalar::rope,      scalar::to_f16,         scalar::to_int8,
+                             scalar::attention, scalar::attention, scalar::int8_attention, scalar::fold};
   return table;
 }
 

@@ -6,13 +6,14 @@ Owns: options and output of the evaluations. Must not know: how anything is meas
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sixfold.cli import console
-from sixfold.cli.options import AcceptLicense, Isa, Json, Model, Threads
+from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, Model, Threads
 from sixfold.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def perplexity(
     max_windows: Annotated[int | None, typer.Option(min=1, help="Score only the first so many windows.")] = None,
     threads: Threads = None,
     isa: Isa = None,
+    kv_format: KVFormat = None,
     reference: Annotated[bool, typer.Option("--reference", help="Run the numpy reference instead; slow.")] = False,
     accept_license: AcceptLicense = False,
     json: Json = False,
@@ -47,7 +49,7 @@ def perplexity(
     content = _read(text)
     path = fetch(model, accept_license=accept_license).path
     with console.busy("Loading"):
-        tokenizer, scorer = _scorer(path, ctx, threads, isa, reference)
+        tokenizer, scorer = _scorer(path, ctx, {"threads": threads, "isa": isa, "kv_format": kv_format}, reference)
     with console.busy("Tokenising"):
         windows = windows_of(tokenizer, content, ctx)[:max_windows]
     began = time.monotonic()
@@ -57,7 +59,7 @@ def perplexity(
     if json:
         console.print_json(
             {"ppl": result.perplexity, "tokens": result.tokens, "ppl_error": result.error, "windows": result.windows,
-             "ctx": result.context, "seconds": round(seconds, 2), "model": model, "text": text}
+             "ctx": result.context, "kv_format": kv_format, "seconds": round(seconds, 2), "model": model, "text": text}
         )  # fmt: skip
         return
     typer.echo(
@@ -77,9 +79,7 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _scorer(
-    path: Path, context: int, threads: int | None, isa: str | None, reference: bool
-) -> tuple[Tokenizer, WindowScorer]:
+def _scorer(path: Path, context: int, flags: Mapping[str, Any], reference: bool) -> tuple[Tokenizer, WindowScorer]:
     from sixfold import config
     from sixfold.compile.plan import build
     from sixfold.engine.kv_cache import pages_for
@@ -90,7 +90,7 @@ def _scorer(
     from sixfold.runtime.reference import ReferenceModel
     from sixfold.weights.model_file import open_model
 
-    settings = config.load(config.EngineConfig, "engine", {"threads": threads, "isa": isa})
+    settings = config.load(config.EngineConfig, "engine", flags)
     model = open_model(path)
     tokenizer = Tokenizer.from_model(model)
     if reference:
@@ -102,7 +102,12 @@ def _scorer(
     _check_context(context, plan.context)
     chunk = min(context, settings.max_num_batched_tokens)
     executor = NativeExecutor(
-        plan, num_pages=pages_for(context), max_tokens=chunk, threads=settings.threads, isa=settings.isa
+        plan,
+        num_pages=pages_for(context),
+        max_tokens=chunk,
+        threads=settings.threads,
+        isa=settings.isa,
+        kv_format=settings.kv_format,
     )
     return tokenizer, NativeScorer(executor, chunk)
 

@@ -19,11 +19,10 @@ from sixfold.errors import SixfoldError
 from sixfold.models.graph import topological
 from sixfold.models.network import Network, load_network
 from sixfold.runtime.batch import PAGE_SIZE
+from sixfold.runtime.kv_format import EXACT, page_bytes
 from sixfold.store import ResolvedModel
 from sixfold.weights.model_file import ModelFile, open_model
 from sixfold.weights.tensor import Tensor
-
-KV_VALUE_BYTES = 2  # float16
 
 
 @dataclass(frozen=True)
@@ -57,25 +56,34 @@ class ModelCard:
     rope_scaling: str | None
     windows: Mapping[int, int]  # tokens of sliding window (0: none) -> layers
     vocabulary: str  # the kind of tokenizer
-    kv_bytes_per_token: int
+    kv_format: str
+    kv_page_bytes: int
     formats: tuple[FormatUse, ...]
 
     def kv_bytes(self, batch: int, context: int) -> int:
         """KV memory of ``batch`` sequences of ``context`` tokens, in whole pages."""
-        return batch * pages_for(context) * PAGE_SIZE * self.kv_bytes_per_token
+        return batch * pages_for(context) * self.kv_page_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        return self.kv_page_bytes / PAGE_SIZE
 
 
-def read_card(found: ResolvedModel) -> ModelCard:
+def read_card(found: ResolvedModel, kv_format: str = EXACT) -> ModelCard:
     """Raises ModelFileError and UnsupportedModelError like a load would; reads no weights."""
     with open_model(found.path) as model:
-        return card_of(found, model, load_network(model))
+        return card_of(found, model, load_network(model), kv_format)
 
 
-def card_of(found: ResolvedModel, model: ModelFile, network: Network) -> ModelCard:
+def card_of(found: ResolvedModel, model: ModelFile, network: Network, kv_format: str = EXACT) -> ModelCard:
     hyper = network.hyper
     head = network.output.weights[0]
     packed = {name: _packed_bytes(weight.tensor) for name, weight in network.weights.items()}
     unread = packed["token_embd.weight"] if head != "token_embd.weight" else 0  # one row a token, not the table
+    sizes = {
+        name: int(getattr(hyper, name))
+        for name in ("layers", "hidden", "intermediate", "query_heads", "kv_heads", "head_size", "vocabulary")
+    }
     return ModelCard(
         name=found.name,
         path=found.path,
@@ -88,16 +96,14 @@ def card_of(found: ResolvedModel, model: ModelFile, network: Network) -> ModelCa
         file_bytes=_size_on_disk(found.path),
         packed_bytes=sum(packed.values()),
         bytes_per_token=sum(packed.values()) - unread,
-        sizes={
-            name: int(getattr(hyper, name))
-            for name in ("layers", "hidden", "intermediate", "query_heads", "kv_heads", "head_size", "vocabulary")
-        },
+        sizes=sizes,
         context=hyper.context,
         rope_bases=_rope_bases(model, network),
         rope_scaling=_rope_scaling(model),
         windows=_windows(network),
         vocabulary=_text(model.metadata.get("tokenizer.ggml.model")) or "tokenizer.json",
-        kv_bytes_per_token=2 * KV_VALUE_BYTES * hyper.kv_heads * hyper.head_size * hyper.layers,
+        kv_format=kv_format,
+        kv_page_bytes=page_bytes(sizes, kv_format),
         formats=_formats(network),
     )
 

@@ -39,6 +39,10 @@ KVMemory = Annotated[
     int | None,
     typer.Option(parser=byte_count, metavar="SIZE", help="KV memory (512M, 2G); default: a quarter of what is free."),
 ]
+KVFormat = Annotated[
+    str | None,
+    typer.Option(metavar="FORMAT", help="How keys and values are kept: f16, int8; int8,0-1=f16 for single layers."),
+]
 Threads = Annotated[int | None, typer.Option(help="Worker threads; default: the cores this process may use.")]
 Isa = Annotated[
     str | None, typer.Option(metavar="ISA", help="Instruction set: auto, scalar, avx2, avx512 or avx512bf16.")

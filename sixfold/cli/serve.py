@@ -15,6 +15,7 @@ from sixfold.cli import console
 from sixfold.cli.options import (
     AcceptLicense,
     Isa,
+    KVFormat,
     KVMemory,
     MaxModelLen,
     OptionalModel,
@@ -39,6 +40,7 @@ def serve(
     chat_template: Template = None,
     max_model_len: MaxModelLen = None,
     kv_memory: KVMemory = None,
+    kv_format: KVFormat = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Sequences in one step.  [default: 64]")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.  [default: 512]")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.  [default: 1024]")] = None,
@@ -58,7 +60,8 @@ def serve(
         config.EngineConfig,
         "engine",
         {
-            "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory, "max_num_seqs": max_num_seqs,
+            "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory,
+            "kv_format": kv_format, "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens, "max_queue": max_queue, "threads": threads, "isa": isa,
         },
     )  # fmt: skip
@@ -100,7 +103,7 @@ def _ready(url: str, app: Any, server: ServerConfig, card: ModelCard) -> None:
     state = app.state.server
     engine = state.engine
     executor = engine.core.runner.executor
-    slots = engine.stats().kv_pages_total * PAGE_SIZE
+    pages = engine.stats().kv_pages_total
     reach = url
     for anywhere, here in _ANYWHERE.items():
         reach = reach.replace(f"//{anywhere}:", f"//{here}:")
@@ -111,7 +114,8 @@ def _ready(url: str, app: Any, server: ServerConfig, card: ModelCard) -> None:
                       f"{'chat' if engine.chat_template else 'base model without a chat template'}"),
             ("context", f"{engine.max_model_len} tokens"),
             ("memory", f"{console.size(card.packed_bytes)} weights, up to "
-                       f"{console.size(slots * card.kv_bytes_per_token)} KV ({slots} tokens)"),
+                       f"{console.size(pages * executor.page_bytes)} KV in {executor.kv_format} "
+                       f"({pages * PAGE_SIZE} tokens)"),
             ("compute", f"{executor.threads} threads, {executor.isa}"),
             ("access", "with the API key only" if server.api_key else "no API key"),
         ],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sixfold.cli import console
-from sixfold.cli.options import Json, Model
+from sixfold.cli.options import Json, KVFormat, Model
 
 if TYPE_CHECKING:
     from sixfold.cli.model_card import ModelCard
@@ -26,6 +26,7 @@ def show(
     plan: Annotated[bool, typer.Option("--plan", help="Print the fused operators and the passes.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time, for the memory.")] = 1,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens a sequence; default: the whole context.")] = None,
+    kv_format: KVFormat = None,
     json: Json = False,
 ) -> None:
     """Show what a model is: architecture, formats, context, memory, licence."""
@@ -35,7 +36,7 @@ def show(
     from sixfold.weights.model_file import open_model
 
     found = store.resolve(model)
-    card = read_card(found)
+    card = read_card(found, kv_format or "f16")
     tokens = min(context or card.context, card.context)
     compiled = None
     if plan:
@@ -68,7 +69,7 @@ def _print_card(card: ModelCard, batch: int, tokens: int) -> None:
             ("licence", card.license or "unknown"),
             ("file", f"{card.path} ({card.kind}, {console.size(card.file_bytes)})"),
             ("weights in memory", f"{console.size(card.packed_bytes)} packed, mapped from disk"),
-            ("KV memory", f"{console.size(card.kv_bytes_per_token)} a token; "
+            ("KV memory", f"{console.size(card.kv_bytes_per_token)} a token in {card.kv_format}; "
                           f"{console.size(kv)} for {batch} x {tokens} tokens"),
             ("together", console.size(card.packed_bytes + kv)),
         ],
@@ -153,7 +154,7 @@ def _plain(card: ModelCard, batch: int, tokens: int, plan: Plan | None) -> dict[
     memory = {
         "batch": batch, "context": tokens, "weights": card.packed_bytes, "kv": kv, "total": card.packed_bytes + kv
     }  # fmt: skip
-    plain = dataclasses.asdict(card) | {"memory": memory}
+    plain = dataclasses.asdict(card) | {"kv_bytes_per_token": card.kv_bytes_per_token, "memory": memory}
     if plan is not None:
         plain["plan"] = {"passes": plan.meta["passes"], "operators": plan.operators}
     return plain

@@ -25,6 +25,7 @@ class OperatorCost:
     macs: int  # multiply-accumulates with matrices, a row
     integer: bool  # of int8 activations
     window: int  # keys that attention looks back, 0: all
+    layer: int = 0  # whose KV memory attention reads
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def operator_costs(plan: Plan) -> list[OperatorCost]:
                 macs=0 if looks_up else sum(int(m["rows"]) * int(m["columns"]) for m in used),
                 integer=any(Format(int(m["values"])).quantised for m in used),
                 window=int(record["window"]),
+                layer=int(record["layer"]),
             )
         )
         next_index[section] += 1

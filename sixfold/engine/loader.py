@@ -17,7 +17,8 @@ from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.memory import free_memory
 from sixfold.engine.tokenizer import Tokenizer
 from sixfold.errors import ConfigError
-from sixfold.runtime.native import NativeExecutor, page_bytes
+from sixfold.runtime.kv_format import page_bytes
+from sixfold.runtime.native import NativeExecutor
 from sixfold.weights.model_file import open_model
 
 
@@ -50,6 +51,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         max_tokens=config.max_num_batched_tokens,
         threads=config.threads,
         isa=config.isa,
+        kv_format=config.kv_format,
     )
     core = EngineCore(
         executor,
@@ -76,7 +78,7 @@ def _context(plan: Plan, config: EngineConfig) -> int:
 
 def _num_pages(plan: Plan, config: EngineConfig, max_model_len: int) -> int:
     """As many pages as kv_memory holds, and no more than max_num_seqs full sequences can use."""
-    size = page_bytes(plan)
+    size = page_bytes(plan.meta["sizes"], config.kv_format)
     memory = config.kv_memory if config.kv_memory is not None else free_memory() // 4
     if memory < size:
         raise ConfigError(

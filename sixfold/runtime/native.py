@@ -13,6 +13,7 @@ from sixfold import _native
 from sixfold.compile.plan import Plan
 from sixfold.errors import PlanError
 from sixfold.runtime.batch import Batch, Float32, Int32
+from sixfold.runtime.kv_format import EXACT, layer_formats
 
 
 def usable_cores() -> int:
@@ -23,22 +24,31 @@ def usable_cores() -> int:
 
 
 class NativeExecutor:
-    """Runs a plan on the CPU. ``max_tokens`` a step; ``num_pages`` of 16 tokens of float16 KV memory.
+    """Runs a plan on the CPU. ``max_tokens`` a step; ``num_pages`` of 16 tokens in ``kv_format`` (see kv_format.py).
 
     Raises :class:`PlanError` when the plan is invalid or the instruction set is not there.
     """
 
     def __init__(
-        self, plan: Plan, *, num_pages: int, max_tokens: int, threads: int | None = None, isa: str = "auto"
+        self,
+        plan: Plan,
+        *,
+        num_pages: int,
+        max_tokens: int,
+        threads: int | None = None,
+        isa: str = "auto",
+        kv_format: str = EXACT,
     ) -> None:
+        formats = layer_formats(kv_format, int(plan.meta["sizes"]["layers"]))
         try:
-            self._executor = _native.Executor(plan.data, isa, threads or usable_cores(), max_tokens, num_pages)
+            self._executor = _native.Executor(plan.data, isa, threads or usable_cores(), max_tokens, num_pages, formats)
         except ValueError as error:
             raise PlanError("The model can not be run here", cause=str(error), remedy="Try isa=auto") from None
         self.plan = plan
         self.vocab_size = self._executor.vocab_size
         self.num_pages = num_pages
         self.page_bytes = self._executor.page_bytes
+        self.kv_format = kv_format
         self.threads = self._executor.threads
         self.isa = self._executor.isa
         self._logits = np.empty((0, self._executor.logits_width), np.float32)
@@ -62,9 +72,3 @@ class NativeExecutor:
     def profiled(self) -> list[tuple[int, int, int, float]]:
         """(section, operator, calls, seconds) since the last call; section 0 is the body, 1 the head."""
         return self._executor.profiled()
-
-
-def page_bytes(plan: Plan) -> int:
-    """Bytes of one KV page (16 tokens, all layers, float16) of a model."""
-    sizes = plan.meta["sizes"]
-    return int(2 * 2 * 16 * sizes["head_size"] * sizes["kv_heads"] * sizes["layers"])

@@ -12,26 +12,28 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sixfold.compile.costs import OperatorCost, operator_costs
-from sixfold.runtime.batch import Batch, Float32, Int32
+from sixfold.runtime.batch import PAGE_SIZE, Batch, Float32, Int32
+from sixfold.runtime.kv_format import head_bytes, layer_formats
 from sixfold.runtime.native import NativeExecutor
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What attention reads and computes: a key and a value of float16 for every KV head, float32 products."""
+    """What attention reads and computes: a key and a value for every KV head."""
 
     query_heads: int
     kv_heads: int
     head_size: int
+    formats: tuple[str, ...]  # of KV memory, a layer
 
-    @property
-    def kv_bytes(self) -> int:
+    def kv_bytes(self, layer: int) -> int:
         """Of one token in one layer."""
-        return 2 * 2 * self.kv_heads * self.head_size
+        return self.kv_heads * head_bytes(self.formats[layer], self.head_size) // PAGE_SIZE
 
     @property
     def macs(self) -> int:
-        """Of one row with one key in one layer: its score and its share of the sum."""
+        """Of one row with one key in one layer: its score and its share of the sum. Counted as float ones even where
+        int8 pages make them products of 16-bit integers, whose rate is about the same."""
         return 2 * self.query_heads * self.head_size
 
 
@@ -116,7 +118,12 @@ class Recorder:
             operator_costs(self._executor.plan),
             self._executor.profiled(),
             self.steps,
-            Sizes(sizes["query_heads"], sizes["kv_heads"], sizes["head_size"]),
+            Sizes(
+                sizes["query_heads"],
+                sizes["kv_heads"],
+                sizes["head_size"],
+                layer_formats(self._executor.kv_format, sizes["layers"]),
+            ),
         )
         self.steps = Steps()
         return totals
@@ -149,6 +156,6 @@ def sum_up(
             total.float_macs += cost.macs * here
         if cost.kind == "attention":
             read, pairs = keys.setdefault(cost.window, steps.keys(cost.window))
-            total.kv_bytes += read * sizes.kv_bytes
+            total.kv_bytes += read * sizes.kv_bytes(cost.layer)
             total.float_macs += pairs * sizes.macs
     return list(totals.values())

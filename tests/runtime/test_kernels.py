@@ -175,13 +175,54 @@ def test_attention(isa: str, head_size: int, tokens: int, group: int, position: 
     k, v = (rng.standard_normal((position + tokens, head_size), dtype=np.float32) for _ in range(2))
     k, v = (x.astype(np.float16).astype(np.float32) for x in (k, v))
     out = np.empty((tokens * group, head_size), np.float32)
-    _native.kernel_attention(isa, q.reshape(-1, head_size), k, v, tokens, position, window, out)
+    _native.kernel_attention(isa, "f16", q.reshape(-1, head_size), k, v, tokens, position, window, out)
     tolerance = 2e-6
     if isa == "avx512bf16":  # its operands are rounded; probabilities, 8 bits of them, can not be seen from here
         q, k, v = (bfloat16(x) for x in (q, k, v))
         tolerance = 2.0**-9 * float(np.abs(v).max())
     wanted = reference.attention(q, k[:, None], v[:, None], position, window)
     np.testing.assert_allclose(out.reshape(q.shape), wanted, rtol=1e-5, atol=tolerance)
+
+
+def int8_pages(x: np.ndarray) -> np.ndarray:
+    """x [tokens, head_size] as int8 pages hold it."""
+    scale = (np.abs(x).max(-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return (np.clip(np.round(x * inverse), -127, 127) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("head_size", [16, 80, 256])
+@pytest.mark.parametrize(
+    "tokens, group, position", [(1, 3, 0), (1, 3, 700), (5, 3, 0), (16, 3, 129), (8, 1, 100), (3, 7, 31)]
+)
+@pytest.mark.parametrize("window", [0, 1, 20])
+def test_attention_over_int8_pages(
+    isa: str, head_size: int, tokens: int, group: int, position: int, window: int
+) -> None:
+    rng = np.random.default_rng(tokens + position)
+    q = rng.standard_normal((tokens, group, head_size), dtype=np.float32) / np.float32(head_size**0.5)
+    k, v = (rng.standard_normal((position + tokens, head_size), dtype=np.float32) for _ in range(2))
+    k[::3] *= 1e-3
+    v[-1] = 0
+    out = np.empty((tokens * group, head_size), np.float32)
+    _native.kernel_attention(isa, "int8", q.reshape(-1, head_size), k, v, tokens, position, window, out)
+    k, v = int8_pages(k), int8_pages(v)
+    wanted = reference.attention(q, k[:, None], v[:, None], position, window)
+    # queries and probabilities are rounded to 1/32767 of the largest of a row
+    tolerance = 2e-6 if isa == "scalar" else 1e-4
+    np.testing.assert_allclose(out.reshape(q.shape), wanted, rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_int8_pages_take_any_value(isa: str) -> None:
+    q = np.ones((1, 16), np.float32)
+    k, v = np.zeros((3, 16), np.float32), np.ones((3, 16), np.float32)
+    k[0], v[0, :2] = np.nan, (np.inf, -np.inf)
+    v[1, 0] = 1e30
+    out = np.empty((1, 16), np.float32)
+    _native.kernel_attention(isa, "int8", q, k, v, 1, 2, 1, out)  # the window shows the last key only
+    np.testing.assert_allclose(out, 1.0, atol=1e-4)
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

@@ -92,7 +92,7 @@ def test_totals_are_work_times_rows() -> None:
         OperatorCost("logits", 1, 0, 900, 0, 30, False, 0),
     ]
     times = [(0, 0, 2, 0.25), (0, 1, 2, 1.0), (0, 2, 2, 2.0), (0, 3, 2, 0.5), (1, 0, 2, 4.0)]
-    totals = {total.kind: total for total in sum_up(costs, times, steps, Sizes(4, 2, 8))}
+    totals = {total.kind: total for total in sum_up(costs, times, steps, Sizes(4, 2, 8, ("f16",)))}
     assert totals["embed"].weight_bytes == 14
     matmul = totals["matmul"]
     assert (matmul.operators, matmul.calls, matmul.seconds, matmul.weight_bytes) == (2, 4, 1.5, 3000)

@@ -77,12 +77,13 @@ def _measure(
     from sixfold.compile.costs import weight_bytes
     from sixfold.compile.plan import build
     from sixfold.engine.memory import free_memory
-    from sixfold.runtime.native import NativeExecutor, page_bytes
+    from sixfold.runtime.kv_format import page_bytes
+    from sixfold.runtime.native import NativeExecutor
     from sixfold.weights.model_file import open_model
 
     with open_model(fetch(settings.model, accept_license=accept_license).path) as file:
         plan = build(file, cache=settings.plan_cache)
-    room = (settings.kv_memory or free_memory() // 2) // page_bytes(plan)
+    room = (settings.kv_memory or free_memory() // 2) // page_bytes(plan.meta["sizes"], settings.kv_format)
     wanted = growth.cases(batches, contexts)
     fitting = [case for case in wanted if growth.pages_for(case) <= room]
     if not fitting:

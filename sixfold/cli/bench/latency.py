@@ -12,7 +12,7 @@ import typer
 from sixfold.cli import console
 from sixfold.cli.bench.loading import load, of
 from sixfold.cli.bench.output import Output, finish, percent, rate, warn_of_noise
-from sixfold.cli.options import AcceptLicense, Isa, Json, KVMemory, Model, Threads, numbers
+from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, Model, Threads, numbers
 
 if TYPE_CHECKING:
     from sixfold.cli.timing import Bench, Phase
@@ -30,6 +30,7 @@ def latency(
     threads: Threads = None,
     isa: Isa = None,
     kv_memory: KVMemory = None,
+    kv_format: KVFormat = None,
     accept_license: AcceptLicense = False,
     json: Json = False,
     output: Output = None,
@@ -37,7 +38,8 @@ def latency(
     """Time to the first token, time between tokens, and tokens a second."""
     lengths, batches = numbers(prompt_tokens), numbers(batch)
     bench = load(
-        model, accept_license, threads=threads, isa=isa, kv_memory=kv_memory, max_num_seqs=max(batches)
+        model, accept_license, threads=threads, isa=isa, kv_memory=kv_memory, kv_format=kv_format,
+        max_num_seqs=max(batches),
     )  # fmt: skip
     cases = [(length, together) for length in lengths for together in batches]
     measured = _profiles if profile else _latencies

@@ -12,7 +12,7 @@ import typer
 from sixfold.cli import console
 from sixfold.cli.bench.loading import load, of
 from sixfold.cli.bench.output import Output, finish, number_range
-from sixfold.cli.options import AcceptLicense, Isa, Json, KVMemory, Model, Threads
+from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, Model, Threads
 
 
 def throughput(
@@ -25,13 +25,22 @@ def throughput(
     threads: Threads = None,
     isa: Isa = None,
     kv_memory: KVMemory = None,
+    kv_format: KVFormat = None,
     accept_license: AcceptLicense = False,
     json: Json = False,
     output: Output = None,
 ) -> None:
     """Tokens a second over many requests of random lengths, batched continuously."""
     prompts, answers = number_range(prompt_tokens, "--prompt-tokens"), number_range(new_tokens, "--new-tokens")
-    bench = load(model, accept_license, threads=threads, isa=isa, kv_memory=kv_memory, max_num_seqs=max_num_seqs)
+    bench = load(
+        model,
+        accept_license,
+        threads=threads,
+        isa=isa,
+        kv_memory=kv_memory,
+        kv_format=kv_format,
+        max_num_seqs=max_num_seqs,
+    )
     with console.steps("Throughput", requests) as report:
         result = bench.throughput(requests, prompts, answers, seed, report)
     if not finish({"bench": "throughput", **of(bench), "seed": seed, "results": result}, output, json):

@@ -1,0 +1,64 @@
+// What lies where in the KV pages: the layers and KV heads of a page, and the 16 keys and values of one of them.
+//
+//   page      [ layer 0: head 0 | head 1 | ... | layer 1: head 0 | ... ]     each head in its layer's format
+//
+//   float16   K [head_size][16] | V [16][head_size]
+//   int8      K [head_size / 2][16][2] | V [8][head_size][2] | scales of K [16] and V [16], float16
+//
+// A register holds the same element of several keys, or several elements of a value; int8 ones in pairs, which one
+// instruction multiplies and adds. A key or value of int8 is scale * q with |q| <= 127 and one scale a token: it
+// depends on its token alone, whatever came with it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "plan.hpp"
+
+namespace sixfold {
+
+struct Kernels;
+
+enum class KvFormat : std::uint32_t { kF16 = 0, kInt8 = 1 };
+constexpr int kKvFormats = 2;
+
+// Where the parts of an int8 page of one layer and head lie, in bytes from its start; the keys are first.
+class Int8Page {
+ public:
+  explicit Int8Page(int head_size) : half_(static_cast<std::size_t>(kPageTokens) * head_size) {}
+  std::size_t values() const { return half_; }
+  std::size_t key_scales() const { return 2 * half_; }
+  std::size_t value_scales() const { return 2 * half_ + kPageTokens * sizeof(std::uint16_t); }
+
+ private:
+  std::size_t half_;  // bytes of the keys
+};
+
+// Bytes of the page of one layer and head; a multiple of 64.
+constexpr std::size_t kv_head_bytes(KvFormat format, std::size_t head_size) {
+  const std::size_t values = 2 * kPageTokens * head_size;
+  return format == KvFormat::kF16 ? 2 * values : values + 2 * kPageTokens * sizeof(std::uint16_t);
+}
+
+// Where the layers lie in a page. `formats`: one a layer, or one for all.
+class KvLayout {
+ public:
+  KvLayout(const Header& header, const std::vector<KvFormat>& formats);
+  std::size_t page_bytes() const { return page_bytes_; }
+  KvFormat format(int layer) const { return formats_[layer]; }
+  std::size_t offset(int layer, int head) const { return offsets_[layer] + head * head_bytes(layer); }
+  std::size_t head_bytes(int layer) const { return kv_head_bytes(formats_[layer], head_size_); }
+
+ private:
+  std::size_t head_size_, page_bytes_ = 0;
+  std::vector<KvFormat> formats_;
+  std::vector<std::size_t> offsets_;
+};
+
+// Writes the key or the value [head_size] of token `token` of the page of one layer and head.
+void write_key(const Kernels& kernels, KvFormat format, int head_size, int token, const float* key, std::uint8_t* page);
+void write_value(const Kernels& kernels, KvFormat format, int head_size, int token, const float* value,
+                 std::uint8_t* page);
+
+}  // namespace sixfold

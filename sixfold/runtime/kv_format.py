@@ -1,0 +1,69 @@
+"""How keys and values are kept: the formats of KV memory, for a run and for single layers, and their sizes.
+
+Owns: names, the spelling of a choice, bytes. Must not know: the layout inside a page (csrc/kv_page.hpp has it).
+
+    f16                  float16: 2 bytes a value
+    int8                 8 bits and a float16 scale for every key and value of a head
+    int8,0=f16,28-29=f16 the same, but layers 0, 28 and 29 in float16
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sixfold.errors import ConfigError
+from sixfold.runtime.batch import PAGE_SIZE
+
+FORMATS = ("f16", "int8")
+EXACT = "f16"  # what the engine compares everything with; the others are approximations
+
+_EXCEPTION = re.compile(r"(\d+)(?:-(\d+))?=(\w+)")
+
+
+def layer_formats(choice: str, layers: int) -> tuple[str, ...]:
+    """The format of each layer. Raises ConfigError."""
+    first, *exceptions = (part.strip() for part in choice.split(","))
+    formats = [_known(first, choice)] * layers
+    for part in exceptions:
+        match = _EXCEPTION.fullmatch(part)
+        if match is None:
+            raise _wrong(choice, f"{part!r} is no exception for layers")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not low <= high < layers:
+            raise _wrong(choice, f"the model has the layers 0 to {layers - 1}")
+        formats[low : high + 1] = [_known(match[3], choice)] * (high - low + 1)
+    return tuple(formats)
+
+
+def head_bytes(format: str, head_size: int) -> int:
+    """Bytes of a page of one layer and KV head: 16 keys and values, and their scales."""
+    values = 2 * PAGE_SIZE * head_size
+    return 2 * values if format == "f16" else values + scale_bytes(format)
+
+
+def scale_bytes(format: str) -> int:
+    """Those of them that hold scales."""
+    return 0 if format == "f16" else 2 * 2 * PAGE_SIZE
+
+
+def page_bytes(sizes: Mapping[str, Any], choice: str) -> int:
+    """Bytes of a KV page, all layers. ``sizes``: layers, kv_heads and head_size of the model."""
+    formats = layer_formats(choice, int(sizes["layers"]))
+    return int(sizes["kv_heads"]) * sum(head_bytes(format, int(sizes["head_size"])) for format in formats)
+
+
+def _known(name: str, choice: str) -> str:
+    if name not in FORMATS:
+        raise _wrong(choice, f"{name!r} is no KV format")
+    return name
+
+
+def _wrong(choice: str, cause: str) -> ConfigError:
+    return ConfigError(
+        f"kv_format={choice!r} can not be used",
+        cause=cause,
+        remedy=f"Use {' or '.join(FORMATS)}, with exceptions for layers if need be, such as int8,0-1=f16",
+        param="kv_format",
+    )
