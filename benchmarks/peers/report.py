@@ -41,7 +41,7 @@ class Result:
     label: str
     date: datetime = field(default_factory=lambda: datetime.now(UTC))
     figures: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
-
+    left_out: dict[str, str] = field(default_factory=dict)  # who or what, and why
     foreign: list[float] = field(default_factory=list)  # share of the machine that others took, one a figure
 
     def add(self, model: str, case: str, engine: str, value: float, foreign: float = 0.0) -> None:
@@ -70,6 +70,7 @@ class Result:
             },
             "machine": self.machine,
             "versions": self.versions,
+            "left_out": self.left_out,
             "figures": {
                 model: {
                     case: {
@@ -111,6 +112,8 @@ class Result:
                 f"Other processes took {_rounded_median(self.foreign):.1%} of the machine (median), "
                 f"{max(self.foreign):.1%} at most."
             )
+        for name, why in self.left_out.items():
+            yield f"- Left out: {name}: {why}"
         for model, cases in self.figures.items():
             yield ""
             yield f"## {model}"

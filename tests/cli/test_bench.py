@@ -73,6 +73,8 @@ def test_growth(sixfold_json, chat_model: str, base_model: str) -> None:
     assert [(step["batch"], step["context"]) for step in first["steps"]] == [(1, 16), (2, 16), (4, 16), (1, 600)]
     assert [(step["batch"], step["context"]) for step in second["steps"]] == [(1, 16)]
     assert all(found["fits"][name]["exponent"] is not None for name in ("batch", "context", "weights"))
+    assert [one["context"] for one in first["attention"]] == [16, 600] and first["parameters"] > 0
+    assert all(0 < one["attention_share"] < 1 for one in first["attention"])
     assert found["skipped"] == []
     small = sixfold_json("bench", "growth", chat_model, *shape[:-1], "30K")
     assert {"batch": 1, "context": 600} in small["skipped"], "a context beyond the KV memory is named"
