@@ -21,6 +21,7 @@ from typing import Any
 from engines import HERE, LLAMA_CPP, Home, default_home
 
 SIXFOLD = "sixfold"
+MOST_COLUMNS = 10
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile")
 
 
@@ -118,18 +119,29 @@ class Result:
             yield ""
             yield f"## {model}"
             yield ""
-            names = list(dict.fromkeys(name for engines in cases.values() for name in engines))
-            yield f"| | {' | '.join(cases)} |"
-            yield f"|---|{'---|' * len(cases)}"
-            for name in names:
-                yield f"| {name} | {' | '.join(_cell(engines.get(name)) for engines in cases.values())} |"
-            if SIXFOLD in names and len(names) > 1:
-                ratios = [_ratio(case, engines) for case, engines in cases.items()]
-                yield f"| **Sixfold / best peer** | {' | '.join(ratios)} |"
+            yield from _table(_rows(cases))
 
     def _repeats(self) -> int:
         counts = [len(runs) for cases in self.figures.values() for one in cases.values() for runs in one.values()]
         return min(counts, default=0)
+
+
+def _rows(cases: dict[str, dict[str, list[float]]]) -> list[list[str]]:
+    """An engine a row, below a heading of cases; many cases are rows themselves."""
+    names = list(dict.fromkeys(name for engines in cases.values() for name in engines))
+    rows = [["", *cases]]
+    rows += [[name, *(_cell(engines.get(name)) for engines in cases.values())] for name in names]
+    if SIXFOLD in names and len(names) > 1:
+        rows.append(["**Sixfold / best peer**", *(_ratio(case, engines) for case, engines in cases.items())])
+    return rows if len(cases) <= MOST_COLUMNS else [list(column) for column in zip(*rows, strict=True)]
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    heading, *others = rows
+    yield f"| {' | '.join(heading)} |"
+    yield "|---" * len(heading) + "|"
+    for row in others:
+        yield f"| {' | '.join(row)} |"
 
 
 def _rounded_median(shares: list[float]) -> float:
