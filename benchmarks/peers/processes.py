@@ -77,14 +77,16 @@ class Paused:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
-    def used_avx512(self, seconds: float) -> bool:
-        """Whether a thread used 512-bit registers within the last so many seconds, as far as the system noticed."""
-        elapsed = [
-            int(status.read_text().split()[-1])  # ms, -1: never
-            for task in self._processes()
-            for status in task.glob("task/*/arch_status")
-        ]
-        return any(0 <= one < 1000 * seconds for one in elapsed)
+    def wide_threads(self, seconds: float) -> int:
+        """Threads that used 512-bit registers within the last so many seconds, as far as the system noticed: it looks
+        when it takes a thread off a core."""
+        count = 0
+        for process in self._processes():
+            for status in process.glob("task/*/arch_status"):
+                with contextlib.suppress(OSError):  # a thread that ended meanwhile
+                    elapsed = int(status.read_text().split()[-1])  # ms; -1: never
+                    count += 0 <= elapsed < 1000 * seconds
+        return count
 
     def cpu_seconds(self) -> float:
         """Used so far by the processes of the group, with the children they have waited for."""

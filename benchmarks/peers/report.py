@@ -43,6 +43,7 @@ class Result:
     date: datetime = field(default_factory=lambda: datetime.now(UTC))
     figures: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # who or what, and why
+    wide_threads: dict[str, int] = field(default_factory=dict)
     foreign: list[float] = field(default_factory=list)  # share of the machine that others took, one a figure
 
     def add(self, model: str, case: str, engine: str, value: float, foreign: float = 0.0) -> None:
@@ -50,6 +51,11 @@ class Result:
         self.figures.setdefault(model, {}).setdefault(case, {}).setdefault(engine, []).append(value)
         if "noisy" not in case:
             self.foreign.append(foreign)
+
+    def wide(self, engine: str, threads: int) -> None:
+        """An engine was limited to AVX2 and so many of its threads used 512-bit registers all the same."""
+        if threads:
+            self.wide_threads[engine] = max(threads, self.wide_threads.get(engine, 0))
 
     @property
     def stem(self) -> Path:
@@ -72,6 +78,7 @@ class Result:
             "machine": self.machine,
             "versions": self.versions,
             "left_out": self.left_out,
+            "used_512_bits": self.wide_threads,
             "figures": {
                 model: {
                     case: {
@@ -115,6 +122,8 @@ class Result:
             )
         for name, why in self.left_out.items():
             yield f"- Left out: {name}: {why}"
+        for name, threads in self.wide_threads.items():
+            yield f"- {name} used 512-bit registers in {threads} threads, though told to use AVX2 only."
         for model, cases in self.figures.items():
             yield ""
             yield f"## {model}"

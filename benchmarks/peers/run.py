@@ -22,6 +22,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,10 @@ def alternate(session: Session, usual: Iterable[str], conditions: dict[str, Cond
                     for name in rotated(list(drivers), repeat):
                         for suffix, condition in conditions.items():
                             with session.reported(name), drivers[name].running(), condition():
+                                began = time.monotonic()
                                 rate, foreign = quiet(session, drivers[name], case, repeat, noise=suffix == NOISY)
+                                if options.isa == "avx2":
+                                    result.wide(name, drivers[name].wide_threads(time.monotonic() - began))
                                 say(f"{model} {case}{suffix} #{repeat} {name}: {rate:.1f}, others {foreign:.0%}")
                                 result.add(model, case + suffix, name, rate, foreign)
                 result.write()

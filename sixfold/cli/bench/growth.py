@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sixfold.cli import console
-from sixfold.cli.bench.output import Output, circumstances, finish, percent
+from sixfold.cli.bench.output import Output, circumstances, finish, from_home, percent
 from sixfold.cli.options import AcceptLicense, Isa, Json, KVMemory, Threads, numbers
 from sixfold.errors import ConfigError
 
@@ -99,7 +99,7 @@ def _measure(
         times = growth.measure(executor, fitting, repeats, report)
     size = growth.Size(weight_bytes(plan), parameters(plan))
     alone = [context for batch, context in fitting if batch == 1]
-    described = growth.described(settings.model, size, times)
+    described = growth.described(from_home(settings.model), size, times)
     described["attention"] = growth.attention(executor, alone, repeats)
     left_out = [dict(zip(("batch", "context"), case, strict=True)) for case in wanted if case not in fitting]
     return described, left_out
