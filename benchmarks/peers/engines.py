@@ -76,7 +76,7 @@ class Settings:
 
 
 AVX2_ENVIRONMENT = {
-    "ONEDNN_MAX_CPU_ISA": "AVX2",  # OpenVINO's plugin and torch carry a oneDNN each; both read this
+    "ONEDNN_MAX_CPU_ISA": "AVX2",  # torch's oneDNN
     "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels, and what it compiles
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX512VL",  # memcpy and the like
@@ -111,6 +111,12 @@ class Contender:
     form: str  # below the model's directory: a file or a directory
     models: tuple[str, ...]
     dtype: str = "auto"
+
+    @property
+    def limitable(self) -> bool:
+        """Whether it can be kept from wider instructions. OpenVINO can not: its own kernels ask the processor and use
+        512-bit registers when its oneDNN is told not to, and the two then disagree so that every request fails."""
+        return self.engine != "openvino"
 
     def environment(self, settings: Settings) -> dict[str, str]:
         """What its process needs in the environment beside what is there."""

@@ -10,9 +10,10 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import report
-from engines import CONTENDERS, Contender, Home, Load, Settings
+from engines import CONTENDERS, NATIVE, Contender, Home, Load, Settings
 from processes import Driver, PeerError, Server
 
 PORT = 18_300
@@ -43,13 +44,19 @@ class Session:
         if unknown := set(wanted) - CONTENDERS.keys():
             raise SystemExit(f"no engines {', '.join(sorted(unknown))}: there are {', '.join(CONTENDERS)}")
         chosen = [CONTENDERS[name] for name in wanted if model in CONTENDERS[name].models]
-        return [one for one in chosen if self._is_there(one, model)]
+        return [one for one in chosen if self._is_there(one, model) and self._can_be_limited(one)]
 
     def _is_there(self, contender: Contender, model: str) -> bool:
         path = self.home.model(model, contender.form)
         if not path.exists():
             self.leave_out(contender.name, f"there is no {path}")
         return path.exists()
+
+    def _can_be_limited(self, contender: Contender) -> bool:
+        can = self.settings.isa == NATIVE or contender.limitable
+        if not can:
+            self.leave_out(contender.name, f"it can not be limited to {self.settings.isa}")
+        return can
 
     @contextlib.contextmanager
     def drivers(self, model: str, context: int) -> Iterator[dict[str, Driver]]:
@@ -97,7 +104,8 @@ class Session:
 
     def leave_out(self, name: str, why: str) -> None:
         say(f"{name} LEFT OUT: {why}")
-        self.result.left_out[name] = why
+        published = " ".join(why.split()).replace(f"{Path.home()}/", "~/")
+        self.result.left_out[name] = published
 
 
 def rotated(names: list[str], by: int) -> list[str]:

@@ -116,9 +116,12 @@ def test_serve_asks_a_server_that_runs(sixfold, sixfold_json, chat_model: str) -
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is read from /proc")
-def test_start_times_servers_and_weighs_them(sixfold, sixfold_json, chat_model: str) -> None:
+def test_start_times_servers_and_weighs_them(sixfold, chat_model: str, tmp_path: Path) -> None:
     few = ("--starts", 1, "--first-starts", 1, "--prompt-tokens", 8, "--new-tokens", 2, "--token-ids", "1,200")
-    found = sixfold_json("bench", "start", chat_model, *few, "--kv-memory", "4M")
+    file = tmp_path / "start.json"
+    shown = sixfold("bench", "start", chat_model, *few, "--kv-memory", "4M", "--output", file).stdout
+    assert "with a plan" in shown and "resident" in shown
+    found = json.loads(file.read_text())
     assert [one["kind"] for one in found["starts"]] == ["with a plan", "first"]
     assert all(0 < one["ready_s"]["median"] < one["first_token_s"]["median"] for one in found["starts"])
     memory = found["memory"]
@@ -126,7 +129,6 @@ def test_start_times_servers_and_weighs_them(sixfold, sixfold_json, chat_model: 
     for one in memory["servers"]:
         assert one["rss"] == one["plan"]["rss"] + one["kv"]["rss"] + one["rest"]["rss"]
         assert 0 < one["plan"]["pss"] < one["plan"]["rss"] and 0 < one["kv"]["rss"] <= 4 << 20
-    assert "resident" in sixfold("bench", "start", chat_model, *few, "--kv-memory", "4M").stdout
 
 
 def test_serve_says_why_there_is_no_server(sixfold, tmp_path: Path) -> None:
