@@ -157,7 +157,7 @@ class Server(Paused):
                 break
             with (
                 contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
-                urllib.request.urlopen(f"{self.url}/v1/models", timeout=5),
+                urllib.request.urlopen(f"{self.url}/health", timeout=5),
             ):
                 return
             time.sleep(0.5)
