@@ -4,12 +4,10 @@
     .venv/bin/python benchmarks/overhead.py sampling  # microseconds a row in the sampler
     .venv/bin/python benchmarks/overhead.py server    # CPU time of the server process a token, and of its threads
     .venv/bin/python benchmarks/overhead.py ttft      # request to first byte, outside the prefill
-    .venv/bin/python benchmarks/overhead.py start     # process start to /health, and to the first token
-    .venv/bin/python benchmarks/overhead.py memory    # what two servers of one model take, and what they share
 
 Everything is real (tokenizer, chat template, scheduler, uvicorn, sockets) except the executor, which answers with
-logits that the real model once computed and takes as long as ``--step-ms`` says, without the GIL. ``start`` and
-``memory`` run the real one too. The model has to be here: ``sixfold pull smollm2``.
+logits that the real model once computed and takes as long as ``--step-ms`` says, without the GIL. The
+model has to be here: ``sixfold pull smollm2``. Starts and memory of the real server: ``sixfold bench start``.
 """
 
 from __future__ import annotations
@@ -18,11 +16,9 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,87 +300,7 @@ def _first_event(port: int, request: bytes) -> float:
         return elapsed
 
 
-@contextlib.contextmanager
-def sixfold_serve(options: argparse.Namespace, home: str | None = None) -> Iterator[tuple[int, int]]:
-    """The real server as users start it: (process id, port), once it is healthy."""
-    port = _free_port()
-    command = [sys.executable, "-m", "sixfold", "serve", options.model, "--port", str(port), "--kv-memory", "1GiB"]
-    environment = dict(os.environ) | ({"SIXFOLD_HOME": home} if home else {})
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    try:
-        _wait_healthy(process, port)
-        yield process.pid, port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def _wait_healthy(process: subprocess.Popen[bytes], port: int) -> None:
-    import http.client
-
-    while process.poll() is None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        time.sleep(0.005)
-    raise SystemExit(f"the server ended with {process.returncode} before it was ready")
-
-
-def start(options: argparse.Namespace) -> None:
-    from sixfold import config
-
-    home = config.home()
-    with tempfile.TemporaryDirectory(dir=home.parent) as other:
-        for entry in home.iterdir():  # the model and its digest, but no plan
-            if entry.name != "plans":
-                (Path(other) / entry.name).symlink_to(entry)
-        rows = [("first start (plan is built)", other)] + [("later start", str(home))] * options.repeat
-        for name, where in rows:
-            began = time.perf_counter()
-            with sixfold_serve(options, where) as (pid, port):
-                ready = time.perf_counter() - began
-                _first_event(port, request_bytes(options, "completions", 2))
-                first = time.perf_counter() - began
-                used = sum(cpu_seconds(pid).values())
-            print(f"{name:30} /health {ready:6.2f} s   first token {first:6.2f} s   CPU {used:6.2f} s")
-
-
-def memory(options: argparse.Namespace) -> None:
-    with sixfold_serve(options) as one, sixfold_serve(options) as two:
-        for _, port in (one, two):
-            _first_event(port, request_bytes(options, "completions", 64))
-        for pid, _ in (one, two):
-            rss, plan = _smaps(pid)
-            print(f"process {pid}: MiB resident " + ", ".join(f"{k} {v / 1024:.1f}" for k, v in rss.items()))
-            print("    of the plan file: " + ", ".join(f"{k} {v / 1024:.1f}" for k, v in plan.items()))
-
-
-def _smaps(pid: int) -> tuple[dict[str, int], dict[str, int]]:
-    """KiB: of the whole process, and of the mapped plan."""
-    total: dict[str, int] = {}
-    plan: dict[str, int] = {}
-    mine = False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if "-" in name.split(" ")[0] and not rest.endswith("kB"):
-            mine = line.endswith(".plan")
-        elif name in ("Rss", "Pss", "Shared_Clean", "Private_Clean", "Private_Dirty", "Anonymous"):
-            total[name] = total.get(name, 0) + int(rest.split()[0])
-            if mine:
-                plan[name] = plan.get(name, 0) + int(rest.split()[0])
-    return total, plan
-
-
-COMMANDS = {c.__name__: c for c in (core, sampling, server, ttft, start, memory, child)}
+COMMANDS = {c.__name__: c for c in (core, sampling, server, ttft, child)}
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ REQUIREMENTS = {  # environment -> what pip installs into it
 }
 # Comes along with torch, built for CUDA, and then fails to load; text models need none of it.
 UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec"), "openvino": ("torchvision",)}
+NATIVE = "auto"  # as the engine chooses on this CPU
+ISAS = (NATIVE, "avx2")
 MODELS = ("smollm2", "gemma3-270m", "qwen2.5-0.5b", "qwen2.5-1.5b")
 
 
@@ -49,8 +51,11 @@ class Home:
     def llama_source(self) -> Path:
         return self.root / "llama.cpp" / "source" / "llama.cpp"
 
-    def llama_binary(self, name: str) -> Path:
-        return self.root / "llama.cpp" / "build" / "bin" / name
+    def llama_build(self, isa: str = NATIVE) -> Path:
+        return self.root / "llama.cpp" / ("build" if isa == NATIVE else f"build-{isa}")
+
+    def llama_binary(self, name: str, isa: str = NATIVE) -> Path:
+        return self.llama_build(isa) / "bin" / name
 
     def model(self, name: str, form: str) -> Path:
         return self.root / "models" / name / form
@@ -60,6 +65,22 @@ def default_home() -> Path:
     """Beside Sixfold's own models."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return Path(os.environ.get("SIXFOLD_HOME", cache / "sixfold")) / "peers"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all engines of a run are told."""
+
+    threads: int
+    isa: str = NATIVE  # of ISAS: the widest instructions they may use
+
+
+AVX2_ENVIRONMENT = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",  # torch's oneDNN
+    "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels, and what it compiles
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX512VL",  # memcpy and the like
+}
 
 
 def vllm_environment(threads: int) -> dict[str, str]:
@@ -74,6 +95,14 @@ def vllm_environment(threads: int) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a server has to hold at once."""
+
+    clients: int
+    context: int  # tokens of a request, prompt and answer
+
+
+@dataclass(frozen=True)
 class Contender:
     """An engine with a weight format: one column of the table."""
 
@@ -83,35 +112,47 @@ class Contender:
     models: tuple[str, ...]
     dtype: str = "auto"
 
-    def environment(self, threads: int) -> dict[str, str]:
-        """What its process needs in the environment beside what is there."""
-        return vllm_environment(threads) if self.engine == "vllm" else {}
+    @property
+    def limitable(self) -> bool:
+        """Whether it can be kept from wider instructions. OpenVINO can not: its own kernels ask the processor and use
+        512-bit registers when its oneDNN is told not to, and the two then disagree so that every request fails."""
+        return self.engine != "openvino"
 
-    def driver(self, home: Home, model: str, sixfold: Path, threads: int, context: int) -> list[str]:
+    def environment(self, settings: Settings) -> dict[str, str]:
+        """What its process needs in the environment beside what is there."""
+        widest = AVX2_ENVIRONMENT if settings.isa == "avx2" else {}
+        return widest | (vllm_environment(settings.threads) if self.engine == "vllm" else {})
+
+    def server_environment(self, settings: Settings) -> dict[str, str]:
+        return self.environment(settings) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # as its server has it
+
+    def driver(self, home: Home, model: str, sixfold: Path, settings: Settings, context: int) -> list[str]:
         """The command of its driver (drivers/protocol.py says what it answers)."""
         start: dict[str, Sequence[Path]] = {
             "sixfold": (sixfold, DRIVERS / "sixfold_driver.py"),
-            "llama.cpp": (home.llama_binary("llama-driver"),),
+            "llama.cpp": (home.llama_binary("llama-driver", settings.isa),),
             "openvino": (home.python("openvino"), DRIVERS / "openvino_driver.py"),
             "vllm": (home.python("vllm"), DRIVERS / "vllm_driver.py"),
         }
         path = home.model(model, self.form)
-        settings = ["--threads", threads, "--context", context, "--dtype", self.dtype]
-        return [str(part) for part in (*start[self.engine], "--model", path, *settings)]
+        told = ["--threads", settings.threads, "--isa", settings.isa, "--context", context, "--dtype", self.dtype]
+        return [str(part) for part in (*start[self.engine], "--model", path, *told)]
 
-    def server(self, home: Home, model: str, sixfold: Path, threads: int, clients: int, port: int) -> list[str]:
-        """The command of its OpenAI-compatible server, with room for ``clients`` requests of 2,048 tokens."""
-        path, context = home.model(model, self.form), 2048
+    def server(self, home: Home, model: str, sixfold: Path, settings: Settings, load: Load, port: int) -> list[str]:
+        """The command of its OpenAI-compatible server, with room for the whole load. No cache of prefixes helps any
+        of them: those that have one are told to leave it off, but for Sixfold, whose prompts are new all the same."""
+        path, threads, clients = home.model(model, self.form), settings.threads, load.clients
         match self.engine:
             case "sixfold":
                 parts = [
                     sixfold, "-m", "sixfold", "serve", path, "--port", port, "--threads", threads,
-                    "--max-num-seqs", clients, "--served-model-name", "bench",
+                    "--max-num-seqs", clients, "--kv-memory", "2G", "--served-model-name", "bench",
                 ]  # fmt: skip
             case "llama.cpp":
                 parts = [
                     home.llama_binary("llama-server"), "-m", path, "--port", port, "-t", threads, "-np", clients,
-                    "-c", clients * context, "--alias", "bench", "--no-cache-prompt", "--no-webui",
+                    "-c", clients * load.context,  # -c is divided among the slots
+                    "--alias", "bench", "--no-cache-prompt", "--cache-ram", "0", "--no-webui",
                 ]  # fmt: skip
             case "openvino":
                 parts = [
@@ -123,7 +164,7 @@ class Contender:
                 parts = [
                     home.python("vllm"), "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", path,
                     "--host", "127.0.0.1", "--port", port, "--dtype", self.dtype,
-                    "--max-num-seqs", clients, "--max-model-len", context, "--served-model-name", "bench",
+                    "--max-num-seqs", clients, "--max-model-len", load.context, "--served-model-name", "bench",
                     "--no-enable-prefix-caching",
                 ]  # fmt: skip
             case _:

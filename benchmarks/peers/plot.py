@@ -1,4 +1,4 @@
-"""Draws the medians of a results file: a row of panels for each model, one a case. Needs matplotlib.
+"""Draws the medians of a results file: rows of panels for each model, one a case. Needs matplotlib.
 
 Usage: plot.py RESULTS.json PLOT.svg
 """
@@ -8,24 +8,32 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as pyplot
 
+MOST_COLUMNS = 7
+
+
+def batches(cases: list[tuple[str, Any]], size: int) -> list[list[tuple[str, Any]]]:
+    return [cases[begin : begin + size] for begin in range(0, len(cases), size)]
+
 
 def main(source: Path, target: Path) -> None:
     result = json.loads(source.read_text())
     models = result["figures"]
-    columns = max(len(cases) for cases in models.values())
+    columns = min(max(len(cases) for cases in models.values()), MOST_COLUMNS)
+    rows = [(model, part) for model, cases in models.items() for part in batches(list(cases.items()), columns)]
     names = list(dict.fromkeys(name for cases in models.values() for case in cases.values() for name in case))
-    size = (2.1 * columns + 1.5, (0.22 * len(names) + 0.9) * len(models))
-    figure, axes = pyplot.subplots(len(models), columns, figsize=size, squeeze=False, sharey=True)
-    for row, (model, cases) in zip(axes, models.items(), strict=True):
+    size = (2.1 * columns + 1.5, (0.22 * len(names) + 0.9) * len(rows))
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=size, squeeze=False, sharey="row")
+    for row, (model, cases) in zip(axes, rows, strict=True):
         for panel in row[len(cases) :]:
             panel.set_axis_off()
-        for panel, (case, measured) in zip(row, cases.items(), strict=False):
+        for panel, (case, measured) in zip(row, cases, strict=False):
             values = [measured.get(name, {}).get("median", 0) for name in names]
             colors = ["#c0392b" if name == "sixfold" else "#7f8c8d" for name in names]
             bars = panel.barh(names, values, color=colors)

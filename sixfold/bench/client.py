@@ -142,6 +142,8 @@ class Client:
 
         Once more on a new connection if an old one ends before any: llama-server closes it after every stream.
         """
+        if self._reader is not None and self._reader.at_eof():
+            await self.close()
         old = self._writer is not None and not self._writer.is_closing()
         if not old:
             host, port, secure = self._server.address

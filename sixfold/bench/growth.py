@@ -1,6 +1,7 @@
 """How the time of a step grows: with the sequences in it, with their context, and with the size of the model.
 
-Owns: the steps that are timed, straight on the executor, and the fits. Must not know: requests; how results are shown.
+Owns: the steps that are timed, straight on the executor, attention's share of them, and the fits. Must not know:
+requests; how results are shown.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import numpy as np
 
 from sixfold.bench.fit import fit
 from sixfold.runtime.batch import PAGE_SIZE, Batch, Executor
+from sixfold.runtime.native import NativeExecutor
+from sixfold.runtime.profile import KindTotal, Recorder, decodes
 
+AXES = ("batch", "context", "weights", "parameters")
 Case = tuple[int, int]  # sequences, tokens of context each
 
 
@@ -27,6 +31,14 @@ class StepTime:
     batch: int
     context: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model: bytes of weights that a step reads, and weights that a token is multiplied by."""
+
+    weight_bytes: int
+    parameters: int
 
 
 def cases(batches: Iterable[int], contexts: Iterable[int]) -> list[Case]:
@@ -86,17 +98,41 @@ def measure(
     ]
 
 
-def described(model: str, weight_bytes: int, times: Sequence[StepTime]) -> dict[str, Any]:
+def attention(executor: NativeExecutor, contexts: Iterable[int], rounds: int) -> list[dict[str, Any]]:
+    """Of one sequence's decode step at each context, how much is attention. For an executor that :func:`measure` has
+    filled. The stopwatch takes a stamp an operator, so these steps are a little slower than those of ``measure``."""
+    found = []
+    recorder = Recorder(executor, decodes)
+    for context in contexts:
+        batch = decode_batch((1, context))
+        for index in range(rounds + 1):
+            if index == 1:  # the first warms up
+                recorder.totals()
+            recorder.forward(batch)
+            recorder.logits(np.zeros(1, np.int32))
+        seconds = recorder.steps.seconds
+        found.append({"context": context, **shared(recorder.totals(), seconds, rounds)})
+    return found
+
+
+def shared(totals: Iterable[KindTotal], seconds: float, steps: int) -> dict[str, float]:
+    """Attention's part of ``steps`` steps that took ``seconds`` together."""
+    taken = sum(total.seconds for total in totals if total.kind == "attention")
+    return {"step_ms": 1000 * seconds / steps, "attention_ms": 1000 * taken / steps, "attention_share": taken / seconds}
+
+
+def described(model: str, size: Size, times: Sequence[StepTime]) -> dict[str, Any]:
     """One model's times as plain data."""
     steps = [{"batch": one.batch, "context": one.context, "ms": 1000 * one.seconds} for one in times]
-    return {"model": model, "weight_bytes": weight_bytes, "steps": steps}
+    return {"model": model, **dataclasses.asdict(size), "steps": steps}
 
 
 def points(models: Sequence[dict[str, Any]], by: str) -> tuple[list[float], list[float]]:
     """Sizes and milliseconds of described models.
 
     ``batch``: sequences at the shortest context of the first model. ``context``: thousands of tokens of one sequence of
-    the first model. ``weights``: gigabytes that a step of each model reads, for one sequence.
+    the first model. ``weights``: gigabytes that a step of each model reads, ``parameters``: billions that it multiplies
+    by, both for one sequence.
     """
     steps = models[0]["steps"]
     shortest = min(step["context"] for step in steps)
@@ -105,8 +141,9 @@ def points(models: Sequence[dict[str, Any]], by: str) -> tuple[list[float], list
     elif by == "context":
         found = [(step["context"] / 1000, step["ms"]) for step in steps if step["batch"] == 1]
     else:
-        alone = [(model["weight_bytes"] / 1e9, _alone(model["steps"], shortest)) for model in models]
-        found = [(size, time) for size, time in alone if time is not None]
+        size = {"weights": "weight_bytes", "parameters": "parameters"}[by]
+        alone = [(model[size] / 1e9, _alone(model["steps"], shortest)) for model in models]
+        found = [(x, time) for x, time in alone if time is not None]
     return [x for x, _ in found], [y for _, y in found]
 
 
@@ -115,6 +152,6 @@ def _alone(steps: Sequence[dict[str, Any]], context: int) -> float | None:
 
 
 def fits(models: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The three lines in milliseconds, None where there are fewer than two sizes; see :func:`points`."""
-    lines = {by: fit(*points(models, by)) for by in ("batch", "context", "weights")}
+    """The lines in milliseconds, None where there are fewer than two sizes; see :func:`points`."""
+    lines = {by: fit(*points(models, by)) for by in AXES}
     return {by: None if line is None else dataclasses.asdict(line) for by, line in lines.items()}

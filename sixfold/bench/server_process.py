@@ -13,25 +13,39 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+from sixfold import config
 from sixfold.errors import ConfigError
 
 START_SECONDS = 600.0  # the first start may compile a plan
 STOP_SECONDS = 40.0
+POLL_SECONDS = 0.01  # also how exactly a start is timed
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers."""
+
+    url: str
+    pid: int
+    seconds: float  # from the start of the process to its first healthy answer
 
 
 @contextlib.contextmanager
-def serving(model: str, arguments: Sequence[str] = ()) -> Iterator[str]:
-    """``sixfold serve MODEL`` on a free port; gives its URL when it answers, and stops it in the end.
+def serving(model: str, arguments: Sequence[str] = (), changes: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """``sixfold serve MODEL`` on a free port; given when it answers, and stopped in the end.
 
-    Raises ConfigError with what the server said if it does not come up.
+    ``changes``: of the environment. Raises ConfigError with what the server said if it does not come up.
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "sixfold", "serve", model, "--port", str(port), *arguments]
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        environment = config.child_environment(**(changes or {}))
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment)
         try:
             if not _answers(url, process):
                 said.seek(0)
@@ -40,7 +54,7 @@ def serving(model: str, arguments: Sequence[str] = ()) -> Iterator[str]:
                     f"{model} could not be served", cause="; ".join(lines[-3:]) or "it said nothing",
                     remedy=f"Try: sixfold serve {model}",
                 )  # fmt: skip
-            yield url
+            yield Running(url, process.pid, time.perf_counter() - began)
         finally:
             process.terminate()
             try:
@@ -57,7 +71,7 @@ def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return True
         except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+            time.sleep(POLL_SECONDS)
     return False
 
 

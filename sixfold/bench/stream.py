@@ -21,6 +21,7 @@ class Response:
         self._buffer = bytearray()
         self._left: int | None = None  # bytes to come of the body, or of a chunk and its line end
         self._chunked = False
+        self._trailer = False  # the last chunk was there, the empty line after it was not
 
     @property
     def reusable(self) -> bool:
@@ -34,8 +35,8 @@ class Response:
         return self._chunks() if self._chunked else self._plain()
 
     def end(self) -> None:
-        """The server closed the connection; that ends a body without a length."""
-        if self.status and not self._chunked and self._left is None:
+        """The server closed the connection; that ends a body without a length, and a trailer."""
+        if self._trailer or (self.status and not self._chunked and self._left is None):
             self.done = True
             self.headers["connection"] = "close"
 
@@ -66,18 +67,23 @@ class Response:
         return body
 
     def _chunks(self) -> bytes:
+        """A chunk of no bytes is not the end: an empty line is, after lines of a trailer, and it may come in another
+        packet. Left unread, it would be taken for the beginning of the next response."""
         body = b""
         while not self.done:
             if self._left is None:
                 end = self._buffer.find(b"\r\n")
                 if end < 0:
                     break
-                size = self._size(bytes(self._buffer[:end]))
+                line = bytes(self._buffer[:end])
                 del self._buffer[: end + 2]
-                if size == 0:  # no server here sends trailers: what follows is the line end
-                    self.done = True
-                    break
-                self._left = size + 2
+                if self._trailer:
+                    self.done = not line
+                elif size := self._size(line):
+                    self._left = size + 2
+                else:
+                    self._trailer = True
+                continue
             taken = self._buffer[: self._left]
             if len(taken) < self._left:
                 break

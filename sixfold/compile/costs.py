@@ -82,6 +82,11 @@ def weight_bytes(plan: Plan) -> int:
     return sum(cost.weight_bytes for cost in operator_costs(plan))
 
 
+def parameters(plan: Plan) -> int:
+    """Weights that every token is multiplied by: without an embedding, unless it is the output matrix, too."""
+    return sum(cost.macs for cost in operator_costs(plan))
+
+
 def _records(data: Bytes) -> tuple[Any, Any]:
     """Views of the file's matrix and operator records."""
     header = data[: HEADER.itemsize].view(HEADER)[0]

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 Answer = Callable[[dict[str, Any]], list[bytes | float]]
-
-
 CLOSE = b"close"
+LATE_END = b"late end"
 
 
 def event(value: object) -> bytes:
@@ -31,7 +30,7 @@ def tokens(count: int, delay: float = 0.0, **more: Any) -> list[bytes | float]:
 @contextlib.asynccontextmanager
 async def serving(answer: Answer, seen: list[dict[str, Any]] | None = None) -> AsyncIterator[str]:
     """``answer(body)`` gives chunks and pauses in seconds; ``b"status 400"`` first refuses, ``b""`` hangs up,
-    ``CLOSE`` hangs up after the whole answer."""
+    ``CLOSE`` hangs up after the whole answer; ``LATE_END`` has its last line come in a packet of its own."""
     connections = 0
     tasks: set[asyncio.Task[None]] = set()
 
@@ -75,7 +74,7 @@ async def _answer(writer: asyncio.StreamWriter, parts: list[bytes | float]) -> b
         return True
     writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
     for part in parts:
-        if part is CLOSE:
+        if part in (CLOSE, LATE_END):
             continue
         if isinstance(part, float):
             await asyncio.sleep(part)
@@ -84,5 +83,9 @@ async def _answer(writer: asyncio.StreamWriter, parts: list[bytes | float]) -> b
         else:
             writer.write(b"%x\r\n%s\r\n" % (len(part), part))
             await writer.drain()
-    writer.write(b"0\r\n\r\n")
+    writer.write(b"0\r\n")
+    if LATE_END in parts:
+        await writer.drain()
+        await asyncio.sleep(0.01)
+    writer.write(b"\r\n")
     return CLOSE not in parts

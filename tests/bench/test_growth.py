@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sixfold.bench import growth
-from sixfold.bench.growth import StepTime
+from sixfold.bench.growth import Size, StepTime
+from sixfold.runtime.profile import KindTotal
 from tests.fakes import FakeExecutor
 
 
@@ -29,10 +30,16 @@ def test_every_case_is_run_every_round_over_pages_of_its_own() -> None:
 
 def test_lines_are_through_the_right_points() -> None:
     times = [StepTime(1, 100, 0.010), StepTime(4, 100, 0.016), StepTime(1, 1100, 0.015)]
-    small = growth.described("small", int(1e9), times)
-    large = growth.described("large", int(3e9), [StepTime(1, 100, 0.030)])
+    small = growth.described("small", Size(int(1e9), int(2e9)), times)
+    large = growth.described("large", Size(int(3e9), int(4e9)), [StepTime(1, 100, 0.030)])
     found = growth.fits([small, large])
     assert (found["batch"]["slope"], found["batch"]["base"]) == pytest.approx((2, 8))
     assert (found["context"]["slope"], found["context"]["base"]) == pytest.approx((5, 9.5))
     assert (found["weights"]["slope"], found["weights"]["base"]) == pytest.approx((10, 0))
+    assert (found["parameters"]["slope"], found["parameters"]["base"]) == pytest.approx((10, -10))
     assert growth.fits([small])["weights"] is None
+
+
+def test_attention_is_set_against_the_whole_step() -> None:
+    totals = [KindTotal("qkv", seconds=0.25), KindTotal("attention", seconds=0.5)]
+    assert growth.shared(totals, 1.0, 10) == {"step_ms": 100, "attention_ms": 50, "attention_share": 0.5}

@@ -8,7 +8,7 @@ import pytest
 
 from sixfold.bench.client import Client, Outcome, Request, Server
 from sixfold.bench.load import Shape, cold, draw, run, summed, tokens_within
-from tests.bench.fake_server import CLOSE, event, serving, tokens
+from tests.bench.fake_server import CLOSE, LATE_END, event, serving, tokens
 
 SHAPE = Shape((2, 5), (3, 6), (100, 200))
 
@@ -40,12 +40,20 @@ async def test_every_request_is_asked_once_and_counted() -> None:
     assert found["ttft_ms"]["p50"] >= 1 and reports == list(range(1, 13))
 
 
-async def test_a_server_that_closes_after_every_answer_is_asked_on_a_new_connection() -> None:
+@pytest.mark.parametrize("ends", [[CLOSE], [LATE_END, CLOSE]])  # the second is llama-server
+async def test_a_server_that_closes_after_every_answer_is_asked_on_a_new_connection(ends: list[Any]) -> None:
     seen: list[dict[str, Any]] = []
-    async with serving(lambda body: [*tokens(body["max_tokens"]), CLOSE], seen) as url:
+    async with serving(lambda body: [*tokens(body["max_tokens"]), *ends], seen) as url:
         found = await run(Server(url, "m"), draw(SHAPE, 6, 3), 2, lambda done: None)
     assert (found["requests"], found["failures"], len(seen)) == (6, 0, 6)
     assert {body["connection"] for body in seen} == set(range(1, 7))
+
+
+async def test_an_answer_whose_last_line_comes_late_leaves_nothing_to_the_next_one() -> None:
+    seen: list[dict[str, Any]] = []
+    async with serving(lambda body: [*tokens(body["max_tokens"]), LATE_END], seen) as url:
+        found = await run(Server(url, "m"), draw(SHAPE, 6, 3), 2, lambda done: None)
+    assert (found["failures"], {body["connection"] for body in seen}) == (0, {1, 2})
 
 
 @pytest.mark.parametrize(

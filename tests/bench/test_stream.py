@@ -56,3 +56,15 @@ def test_a_closed_connection_ends_a_body_without_length_only() -> None:
 def test_what_is_no_response_is_refused(data: bytes) -> None:
     with pytest.raises(BadResponse):
         Response().feed(data)
+
+
+def test_chunks_end_with_an_empty_line_only() -> None:
+    """Fields of a trailer before it are passed over; a server that closes without it has sent the whole body."""
+    for ending in (b"\r\n", b"Digest: abc\r\n\r\n"):
+        response = Response()
+        assert response.feed(chunked([BODY])[:-2]) == BODY and not response.done
+        assert response.feed(ending) == b"" and response.done and response.reusable
+    response = Response()
+    response.feed(chunked([BODY])[:-2])
+    response.end()
+    assert response.done and not response.reusable

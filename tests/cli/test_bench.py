@@ -73,6 +73,8 @@ def test_growth(sixfold_json, chat_model: str, base_model: str) -> None:
     assert [(step["batch"], step["context"]) for step in first["steps"]] == [(1, 16), (2, 16), (4, 16), (1, 600)]
     assert [(step["batch"], step["context"]) for step in second["steps"]] == [(1, 16)]
     assert all(found["fits"][name]["exponent"] is not None for name in ("batch", "context", "weights"))
+    assert [one["context"] for one in first["attention"]] == [16, 600] and first["parameters"] > 0
+    assert all(0 < one["attention_share"] < 1 for one in first["attention"])
     assert found["skipped"] == []
     small = sixfold_json("bench", "growth", chat_model, *shape[:-1], "30K")
     assert {"batch": 1, "context": 600} in small["skipped"], "a context beyond the KV memory is named"
@@ -98,7 +100,8 @@ def test_serve_starts_a_server_loads_it_and_stops_it(sixfold_json, chat_model: s
 
 
 def test_serve_asks_a_server_that_runs(sixfold, sixfold_json, chat_model: str) -> None:
-    with server_process.serving(chat_model, ["--kv-memory", "4M"]) as url:
+    with server_process.serving(chat_model, ["--kv-memory", "4M"]) as server:
+        url = server.url
         shape = ("--new-tokens", 2, "--prompt-tokens", 8, "--requests", 3)
         loads = sixfold_json("bench", "serve", "--url", f"{url}/v1", "--clients", "1,2", "--text", *shape)
         assert [one["failures"] for one in loads["results"]] == [0, 0] and "clients" not in loads
@@ -110,6 +113,22 @@ def test_serve_asks_a_server_that_runs(sixfold, sixfold_json, chat_model: str) -
         assert "tokens/s" in sixfold("bench", "serve", "--url", url, "--clients", 2, "--text", *shape).stdout
         refused = sixfold("bench", "serve", "--url", url, "--token-ids", "5000,6000", *shape)
         assert refused.exit_code == 1 and "HTTP 400" in refused.output, "ids beyond the vocabulary"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is read from /proc")
+def test_start_times_servers_and_weighs_them(sixfold, chat_model: str, tmp_path: Path) -> None:
+    few = ("--starts", 1, "--first-starts", 1, "--prompt-tokens", 8, "--new-tokens", 2, "--token-ids", "1,200")
+    file = tmp_path / "start.json"
+    shown = sixfold("bench", "start", chat_model, *few, "--kv-memory", "4M", "--output", file).stdout
+    assert "with a plan" in shown and "resident" in shown
+    found = json.loads(file.read_text())
+    assert [one["kind"] for one in found["starts"]] == ["with a plan", "first"]
+    assert all(0 < one["ready_s"]["median"] < one["first_token_s"]["median"] for one in found["starts"])
+    memory = found["memory"]
+    assert len(memory["servers"]) == 2 and memory["plan_shared_share"] > 0.9
+    for one in memory["servers"]:
+        assert one["rss"] == one["plan"]["rss"] + one["kv"]["rss"] + one["rest"]["rss"]
+        assert 0 < one["plan"]["pss"] < one["plan"]["rss"] and 0 < one["kv"]["rss"] <= 4 << 20
 
 
 def test_serve_says_why_there_is_no_server(sixfold, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sixfold.compile import build
-from sixfold.compile.costs import MatrixShape, matrix_shapes, operator_costs, weight_bytes
+from sixfold.compile.costs import MatrixShape, matrix_shapes, operator_costs, parameters, weight_bytes
 from sixfold.compile.formats import FORMATS
 from sixfold.compile.plan import Plan
 from sixfold.weights.model_file import open_model
@@ -45,6 +45,7 @@ def test_bytes_are_those_of_the_packed_tiles(plan: Plan) -> None:
     )  # 20 bytes a block
     embed = next(cost for cost in operator_costs(plan) if cost.kind == "embed")
     assert embed.weight_bytes == 0 and embed.row_bytes == TINY.hidden * 20 // 32
+    assert parameters(plan) == sum(cost.macs for cost in operator_costs(plan)) > 0
     assert weight_bytes(plan) == sum(cost.weight_bytes for cost in operator_costs(plan))
 
 

@@ -81,6 +81,10 @@ class Worker(threading.Thread):
 def application(worker: Worker) -> FastAPI:
     app = FastAPI()
 
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return {}
+
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": "bench", "object": "model"}]}

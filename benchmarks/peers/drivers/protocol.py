@@ -66,6 +66,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--isa", default="auto", help="auto, or the widest instructions allowed: avx2")
     parser.add_argument("--sequences", type=int, default=64, help="at most at once")
     parser.add_argument("--context", type=int, default=8192, help="tokens of a sequence at most")
     parser.add_argument("--dtype", default="auto", help="for engines that choose one at load")

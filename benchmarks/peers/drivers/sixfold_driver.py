@@ -34,6 +34,7 @@ def main() -> None:
     config = EngineConfig(
         model=options.model,
         threads=options.threads,
+        isa=options.isa,
         max_num_seqs=options.sequences,
         max_model_len=options.context,
         kv_memory=2 << 30,

@@ -6,6 +6,7 @@ import itertools
 import math
 
 import protocol
+import torch
 import vllm
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.sampling_params import RequestOutputKind
@@ -14,6 +15,8 @@ from vllm.sampling_params import RequestOutputKind
 def main() -> None:
     out = protocol.take_stdout()
     options = protocol.options()
+    if options.isa == "avx2":  # which of vLLM's libraries is loaded hangs on these two; torch reads its environment
+        torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
     arguments = EngineArgs(
         model=options.model,
         dtype=options.dtype,

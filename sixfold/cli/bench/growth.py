@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sixfold.cli import console
-from sixfold.cli.bench.output import Output, circumstances, finish
+from sixfold.cli.bench.output import Output, circumstances, finish, from_home, percent
 from sixfold.cli.options import AcceptLicense, Isa, Json, KVMemory, Threads, numbers
 from sixfold.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sixfold.bench.growth import StepTime
     from sixfold.config import EngineConfig
 
-PARTS = (("batch", "sequences"), ("context", "thousand tokens of context"), ("weights", "GB of weights"))
+PARTS = (
+    ("batch", "sequences"),
+    ("context", "thousand tokens of context"),
+    ("weights", "GB of weights"),
+    ("parameters", "billion parameters"),
+)
 
 
 def growth(
@@ -28,7 +32,7 @@ def growth(
     context: Annotated[
         str,
         typer.Option(metavar="N,N", help="Tokens of context; may exceed what the model was trained for."),
-    ] = "128,512,2048,8192,32768",
+    ] = "128,512,2048,4096,8192,32768",
     repeats: Annotated[int, typer.Option(min=1, help="Steps of each; the medians are shown.")] = 10,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it (needs the extra sixfold[bench]).")] = None,
     threads: Threads = None,
@@ -38,9 +42,9 @@ def growth(
     json: Json = False,
     output: Output = None,
 ) -> None:
-    """Time of a decode step against batch, context and model size, fitted by lines."""
+    """Time of a decode step against batch, context and model size, fitted by lines; attention's share of it."""
     from sixfold import config
-    from sixfold.bench.growth import described, fits
+    from sixfold.bench.growth import fits
 
     if plot is not None:
         _pyplot()  # said before anything is measured
@@ -51,8 +55,8 @@ def growth(
     for index, model in enumerate(models):
         settings = config.load(config.EngineConfig, "engine", {"model": model, **flags})
         wanted = (batches, contexts) if index == 0 else ([1], [min(contexts)])
-        size, times, left_out = _measure(settings, *wanted, repeats, accept_license)
-        found.append(described(model, size, times))
+        one, left_out = _measure(settings, *wanted, repeats, accept_license)
+        found.append(one)
         skipped += left_out
     result = {
         "bench": "growth",
@@ -70,11 +74,11 @@ def growth(
 
 def _measure(
     settings: EngineConfig, batches: list[int], contexts: list[int], repeats: int, accept_license: bool
-) -> tuple[int, list[StepTime], list[dict[str, int]]]:
-    """(bytes of weights a step reads, times, cases that the KV memory does not hold)."""
+) -> tuple[dict[str, Any], list[dict[str, int]]]:
+    """(the model and its times, cases that the KV memory does not hold)."""
     from sixfold.bench import growth
     from sixfold.cli.fetch import fetch
-    from sixfold.compile.costs import weight_bytes
+    from sixfold.compile.costs import parameters, weight_bytes
     from sixfold.compile.plan import build
     from sixfold.engine.memory import free_memory
     from sixfold.runtime.kv_format import page_bytes
@@ -94,17 +98,30 @@ def _measure(
     )  # fmt: skip
     with console.steps(settings.model, repeats) as report:
         times = growth.measure(executor, fitting, repeats, report)
+    size = growth.Size(weight_bytes(plan), parameters(plan))
+    alone = [context for batch, context in fitting if batch == 1]
+    described = growth.described(from_home(settings.model), size, times)
+    described["attention"] = growth.attention(executor, alone, repeats)
     left_out = [dict(zip(("batch", "context"), case, strict=True)) for case in wanted if case not in fitting]
-    return weight_bytes(plan), times, left_out
+    return described, left_out
 
 
 def _print(result: dict[str, Any]) -> None:
     for model in result["models"]:
         console.table(
-            f"{model['model']}: {console.size(model['weight_bytes'])} of weights a step",
+            f"{model['model']}: {console.size(model['weight_bytes'])} of weights a step, "
+            f"{model['parameters'] / 1e6:.0f} million parameters",
             ("batch", "context", "ms a step"),
             [(s["batch"], s["context"], f"{s['ms']:.2f}") for s in model["steps"]],
         )
+    console.table(
+        f"Attention in a step of one sequence of {result['models'][0]['model']}",
+        ("context", "ms a step", "ms attention", "share"),
+        [
+            (one["context"], f"{one['step_ms']:.2f}", f"{one['attention_ms']:.2f}", percent(one["attention_share"]))
+            for one in result["models"][0]["attention"]
+        ],
+    )
     for case in result["skipped"]:
         typer.echo(f"Left out: batch {case['batch']}, context {case['context']}: the KV memory does not hold it.")
     console.table(
@@ -133,21 +150,27 @@ def _pyplot() -> Any:
 
 
 def _draw(result: dict[str, Any], path: Path) -> None:
-    """One panel a fit that could be made: points, and the line."""
+    """One panel a fit that could be made: points, and the line with its exponent; and one of attention's share."""
     import numpy as np
 
     from sixfold.bench.growth import points
 
     pyplot = _pyplot()
     drawn = [(name, unit, result["fits"][name]) for name, unit in PARTS if result["fits"][name] is not None]
-    figure, panels = pyplot.subplots(1, max(1, len(drawn)), figsize=(5 * max(1, len(drawn)), 4), squeeze=False)
+    figure, panels = pyplot.subplots(1, len(drawn) + 1, figsize=(5 * len(drawn) + 5, 4), squeeze=False)
     for panel, (name, unit, line) in zip(panels[0], drawn, strict=False):
         x, y = points(result["models"], name)
         smooth = np.geomspace(min(x), max(x), 100)
         panel.plot(x, y, "o", smooth, line["slope"] * smooth + line["base"], "-")
-        panel.set(xscale="log", yscale="log", xlabel=unit, ylabel="ms a step", title=f"{result['model']}: {name}")
+        of = "models" if name in ("weights", "parameters") else result["model"]
+        title = f"{of}: {name}, exponent {line['exponent']:.2f}"
+        panel.set(xscale="log", yscale="log", xlabel=unit, ylabel="ms a step", title=title)
         panel.set_xticks(x, [f"{value:.3g}" for value in x], minor=False)
         panel.xaxis.minorticks_off()
+    shares = result["models"][0]["attention"]
+    last = panels[0][-1]
+    last.plot([one["context"] / 1000 for one in shares], [100 * one["attention_share"] for one in shares], "o-")
+    last.set(xscale="log", ylim=(0, 100), xlabel=PARTS[1][1], ylabel="% of a step", title="attention's share")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -30,11 +30,16 @@ def circumstances(**known: Any) -> dict[str, Any]:
 
     cpu = processor()
     return {
-        **known,
+        **{name: from_home(value) if isinstance(value, str) else value for name, value in known.items()},
         "machine": {"processor": cpu.model, "cores": cpu.cores, "system": platform.platform()},
-        "command": shlex.join(["sixfold", *sys.argv[1:]]),
+        "command": from_home(shlex.join(["sixfold", *sys.argv[1:]])),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def from_home(text: str) -> str:
+    """Paths below the home directory begin with ~: results are published."""
+    return text.replace(f"{Path.home()}/", "~/")
 
 
 def finish(result: dict[str, Any], output: Path | None, as_json: bool) -> bool:

@@ -97,7 +97,7 @@ def _where(url: str | None, model: str | None, arguments: str, accept_license: b
     fetch(asked, accept_license=accept_license)
     with contextlib.ExitStack() as stack:
         with console.busy(f"Starting a server for {asked}"):
-            base = stack.enter_context(serving(asked, shlex.split(arguments)))
+            base = stack.enter_context(serving(asked, shlex.split(arguments))).url
         yield base
 
 
