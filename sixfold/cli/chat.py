@@ -15,7 +15,17 @@ import typer
 
 from sixfold.cli import console
 from sixfold.cli.ending import report
-from sixfold.cli.options import AcceptLicense, Isa, KVMemory, MaxModelLen, OptionalModel, Pull, Template, Threads
+from sixfold.cli.options import (
+    AcceptLicense,
+    Isa,
+    KVMemory,
+    MaxModelLen,
+    OptionalModel,
+    PrefixCache,
+    Pull,
+    Template,
+    Threads,
+)
 from sixfold.errors import ContextLengthError, SixfoldError
 
 if TYPE_CHECKING:
@@ -35,6 +45,7 @@ def chat(
     chat_template: Template = None,
     max_model_len: MaxModelLen = None,
     kv_memory: KVMemory = None,
+    prefix_cache: PrefixCache = None,
     threads: Threads = None,
     isa: Isa = None,
     pull: Pull = True,
@@ -49,14 +60,17 @@ def chat(
     conversation.system = system or conversation.system
     backend: Backend
     if url is not None:
-        if chat_template or max_model_len or kv_memory or threads or isa:
+        if chat_template or max_model_len or kv_memory or prefix_cache is not None or threads or isa:
             raise typer.BadParameter("with --url the server decides how the model is run", param_hint="--url")
         key = config.load(config.ServerConfig, "server", {"api_key": api_key}).api_key
         backend = RemoteBackend(url, model=model, api_key=key)
     else:
         from sixfold.cli.fetch import fetch
 
-        flags = {"model": model, "max_model_len": max_model_len, "kv_memory": kv_memory, "threads": threads, "isa": isa}
+        flags = {
+            "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory, "prefix_cache": prefix_cache,
+            "threads": threads, "isa": isa,
+        }  # fmt: skip
         engine = config.load(config.EngineConfig, "engine", {"max_num_seqs": 1, **flags})
         fetch(engine.model, accept_license=accept_license, pull=pull)
         with console.busy(f"Loading {engine.model}"):

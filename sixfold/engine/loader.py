@@ -15,6 +15,7 @@ from sixfold.engine.chat_template import ChatTemplate
 from sixfold.engine.core import EngineCore, StepListener
 from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.memory import free_memory
+from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.engine.tokenizer import Tokenizer
 from sixfold.errors import ConfigError
 from sixfold.runtime.native import NativeExecutor, page_bytes
@@ -58,6 +59,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         seed=config.seed,
+        prefix_root=PrefixRoot(model=model.digest) if config.prefix_cache else None,
         listener=listener,
     )
     return LoadedEngine(config.model, core, tokenizer, template)
