@@ -106,7 +106,7 @@ class Contender:
             case "sixfold":
                 parts = [
                     sixfold, "-m", "sixfold", "serve", path, "--port", port, "--threads", threads,
-                    "--max-num-seqs", clients, "--served-model-name", "bench",
+                    "--max-num-seqs", clients, "--served-model-name", "bench", "--no-prefix-cache",
                 ]  # fmt: skip
             case "llama.cpp":
                 parts = [

@@ -197,7 +197,7 @@ class EngineCore:
     def _publish(self, record: StepRecord) -> None:
         now = time.monotonic()
         record.add_to(self.totals)
-        self.waste.add(record.allocation, now - record.began)
+        self.waste.add(record.allocation, record.tokens, now - record.began)
         if self.listener is not None:
             _tell(self.listener.on_step, record.stats(self.cache, self.scheduler, now))
 

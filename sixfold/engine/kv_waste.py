@@ -4,7 +4,7 @@ Owns: the arithmetic. Must not know: where pages come from, or the clock.
 
 Allocated is what is not on the free list: pages of sequences and pages that are kept. Waste is their slots without a
 token, and what the engine notes about them (:data:`PAGE_NOTES`, :data:`ENTRY_NOTES`). A page that several sequences
-share counts once. A step counts with the state in which it begins, its tokens not yet written, for as long as it runs.
+share counts once. Time is the time of steps; the tokens of a step are written while it runs, so they count half.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Allocation(NamedTuple):
     """What is allocated at one time."""
 
     pages: int
-    empty_slots: int  # of these pages' slots, those without a token
+    empty_slots: float  # of these pages' slots, those without a token
     entries: int = 0  # of the prefix cache
 
     def bytes(self, page_bytes: int, page_size: int = PAGE_SIZE) -> tuple[float, float]:
@@ -57,7 +57,9 @@ class WasteMeter:
         self.wasted = 0.0  # byte-seconds
         self.allocated = 0.0
 
-    def add(self, allocation: Allocation, seconds: float) -> None:
+    def add(self, allocation: Allocation, tokens: int, seconds: float) -> None:
+        """A step that began with ``allocation`` and wrote ``tokens``."""
+        allocation = allocation._replace(empty_slots=allocation.empty_slots - tokens / 2)
         wasted, allocated = allocation.bytes(self._page_bytes, self._page_size)
         self.wasted += wasted * seconds
         self.allocated += allocated * seconds

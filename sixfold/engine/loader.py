@@ -47,7 +47,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
     max_model_len = _context(plan, config)
     executor = NativeExecutor(
         plan,
-        num_pages=_num_pages(plan, config, max_model_len),
+        num_pages=num_pages(page_bytes(plan), config, max_model_len),
         max_tokens=config.max_num_batched_tokens,
         threads=config.threads,
         isa=config.isa,
@@ -76,9 +76,8 @@ def _context(plan: Plan, config: EngineConfig) -> int:
     return config.max_model_len or plan.context
 
 
-def _num_pages(plan: Plan, config: EngineConfig, max_model_len: int) -> int:
-    """As many pages as kv_memory holds, and no more than max_num_seqs full sequences can use."""
-    size = page_bytes(plan)
+def num_pages(size: int, config: EngineConfig, max_model_len: int) -> int:
+    """As many pages of ``size`` bytes as kv_memory holds, and no more than max_num_seqs full sequences can use."""
     memory = config.kv_memory if config.kv_memory is not None else free_memory() // 4
     if memory < size:
         raise ConfigError(

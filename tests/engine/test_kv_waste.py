@@ -19,9 +19,15 @@ def test_notes_are_as_large_as_what_python_says() -> None:
 def test_time_weighs() -> None:
     meter = WasteMeter(1 << 20)
     assert meter.ratio == 0
-    meter.add(Allocation(1, 16), 1.0)
+    meter.add(Allocation(1, 16), 0, 1.0)
     assert meter.ratio == pytest.approx(1, abs=1e-3)
-    meter.add(Allocation(1, 0), 3.0)
+    meter.add(Allocation(1, 0), 0, 3.0)
     assert meter.ratio == pytest.approx(0.25, abs=1e-3)
-    meter.add(Allocation(4, 0), 1.0)
+    meter.add(Allocation(4, 0), 0, 1.0)
     assert meter.ratio == pytest.approx(1 / 8, abs=1e-3)
+
+
+def test_tokens_count_half_while_they_are_written() -> None:
+    meter = WasteMeter(1 << 20)
+    meter.add(Allocation(1, 16), 16, 1.0)
+    assert meter.ratio == pytest.approx(0.5, abs=1e-3)

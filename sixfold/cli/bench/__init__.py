@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sixfold.cli.bench import growth, kernels, latency, serve, throughput
+from sixfold.cli.bench import growth, kernels, kv, latency, serve, throughput
 
 app = typer.Typer(help="Measure how fast a model runs on this machine.", no_args_is_help=True)
 
@@ -22,3 +22,4 @@ app.command()(latency.latency)
 app.command()(throughput.throughput)
 app.command()(growth.growth)
 app.command()(serve.serve)
+app.command()(kv.kv)
