@@ -228,6 +228,13 @@ def test_promised_pages_are_not_promised_twice():
     assert scheduler.preemptions == 0
 
 
+def test_a_prompt_that_is_scored_in_pieces_is_promised_its_pages():
+    scheduler = make(num_pages=16, budget=512)
+    scheduler.add(request("a", 200, prompt_logprobs=0))
+    scheduler.add(request("b", 64, arrival=1.0))
+    assert run(scheduler) == {"a": 64}
+
+
 # With a prefix cache
 
 
@@ -319,20 +326,25 @@ def test_memory_for_one_is_enough_for_one_whatever_is_cached():
         scheduler.add(request(str(turn), [*range(16 * turn), *range(1000, 1064 - 16 * turn)]))
         assert str(turn) in run(scheduler)
         finish(scheduler, str(turn))
+    for wanted in (64, 16):  # the page in which it ends is not copied: there is no room for two
+        scheduler.add(request("same", range(2000, 2064)))
+        assert run(scheduler) == {"same": wanted}
+        finish(scheduler, "same")
 
 
 def test_one_that_waits_for_pages_is_looked_up_again_only_when_there_are_more():
     scheduler = make_caching(num_pages=10, budget=512)
     scheduler.add(request("a", range(100)))
+    scheduler.add(request("small", [1], arrival=0.5))
     scheduler.add(request("b", range(500, 600), arrival=1.0))
     looked = []
     find = scheduler.prefixes.find
-    scheduler.prefixes.find = lambda sequence, limit: looked.append(sequence) or find(sequence, limit)
+    scheduler.prefixes.find = lambda sequence, limit: looked.append(sequence.request.id) or find(sequence, limit)
     for _ in range(10):
-        assert set(run(scheduler)) == {"a"}
-    assert len(looked) == 2  # a, and b once
+        assert set(run(scheduler)) == {"a", "small"}
+    assert looked == ["a", "small", "b"]
     finish(scheduler, "a")
-    assert set(run(scheduler)) == {"b"}
+    assert set(run(scheduler)) == {"b", "small"}
 
 
 def test_choices_share_with_each_other_and_with_those_before():
@@ -354,18 +366,18 @@ def test_choices_share_with_each_other_and_with_those_before():
 
 
 def test_a_step_that_failed_leaves_nothing_behind():
+    """The copy that a fork asked for was not made, so what the choice's last page holds is not its prompt."""
     scheduler = make_caching(budget=512)
-    scheduler.add(request("a", range(100)))
+    made = request("a", range(90), n=2)
+    scheduler.add(made)
     run(scheduler)
-    finish(scheduler, "a")
-    entries = scheduler.prefixes.num_entries
-    scheduler.add(request("b", [*range(90), *range(500, 550)]))
     schedule = scheduler.schedule()
     assert schedule.copies
     scheduler.fail(schedule)
-    finish(scheduler, "b")
+    for sequence in reversed(made):
+        scheduler.finish(sequence)
     scheduler.cache.check_integrity()
-    assert scheduler.prefixes.num_entries == entries
+    assert (scheduler.prefixes.num_entries, scheduler.prefixes.empty_slots) == (5, 0)  # of the step before
 
 
 def test_prompts_to_be_scored_run_whole_and_are_kept():
