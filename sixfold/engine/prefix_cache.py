@@ -18,7 +18,7 @@ from array import array
 from typing import NamedTuple, Protocol
 
 from sixfold.engine.eviction import EvictionOrder
-from sixfold.engine.kv_cache import KVCache, pages_for
+from sixfold.engine.kv_cache import KVCache, PageTable, pages_for
 from sixfold.engine.prefix_key import PrefixRoot, pack
 from sixfold.engine.prefix_tree import NO_PAGE, Entry, PrefixTree
 from sixfold.engine.sequence import Sequence
@@ -156,7 +156,7 @@ class PrefixCache:
         full = sequence.num_computed // PAGE_SIZE
         while entry is not None and entry.depth < full:
             start = entry.depth * PAGE_SIZE
-            entry = self._enter(entry, pack(sequence.token_ids[start : start + PAGE_SIZE]), sequence)
+            entry = self._enter(entry, pack(sequence.token_ids[start : start + PAGE_SIZE]), sequence.table)
         sequence.prefix = entry
 
     def ended(self, sequence: Sequence, /) -> None:
@@ -167,7 +167,7 @@ class PrefixCache:
             return
         tokens = pack(sequence.token_ids[entry.depth * PAGE_SIZE : sequence.num_computed])
         if tokens and not self._tree.extended(entry, tokens):
-            self._keep(entry, tokens, sequence.table.pages[entry.depth])
+            self._enter(entry, tokens, sequence.table)
 
     def reset(self) -> None:
         """Forgets everything. Sequences that run keep their pages, and enter nothing more."""
@@ -215,24 +215,21 @@ class PrefixCache:
         entry = sequence.prefix
         return entry if entry is not None and entry.epoch == self._tree.epoch else None
 
-    def _enter(self, parent: Entry, tokens: bytes, sequence: Sequence) -> Entry | None:
-        """A full page's entry, with the page in the sequence's table; None if other tokens have its key."""
-        found = self._tree.find(parent, tokens)
-        if found is not None:
-            self._cache.replace(sequence.table, parent.depth, found.page)
-            return found
-        return self._keep(parent, tokens, sequence.table.pages[parent.depth])
-
-    def _keep(self, parent: Entry, tokens: bytes, page: int) -> Entry | None:
-        entry, replaced = self._tree.insert(parent, tokens, page)
+    def _enter(self, parent: Entry, tokens: bytes, table: PageTable) -> Entry | None:
+        """The entry of the table's next page, which is in the table then; None if other tokens have its key."""
+        page = table.pages[parent.depth]
+        entry, replaced = self._tree.enter(parent, tokens, page)
         if entry is None:
             return None
+        if entry.page != page:
+            self._cache.replace(table, parent.depth, entry.page)
+        elif self._by_page[page] is None:
+            self._by_page[page] = entry
+            self._order.entered()
+            self._cache.keep(page)
         if replaced is not None:
             self._by_page[replaced.page] = None
             self._cache.forget(replaced.page)
-        self._by_page[page] = entry
-        self._order.entered()
-        self._cache.keep(page)
         return entry
 
     def _drop(self, entry: Entry) -> Entry:

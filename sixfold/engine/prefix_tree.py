@@ -69,9 +69,7 @@ class PrefixTree:
     def find(self, parent: Entry, tokens: bytes) -> Entry | None:
         """The entry of exactly these tokens after ``parent``: by key, and then token by token."""
         found = self._entries.get(chain(parent.key, tokens))
-        if found is None or found.parent is not self._canonical(parent) or found.tokens != tokens:
-            return None
-        return found
+        return found if found is not None and self._same(found, parent, tokens) else None
 
     def longest(self, parent: Entry, tokens: bytes) -> tuple[Entry, int] | None:
         """The child that has the most of ``tokens`` in common from their beginning, and how many tokens that is.
@@ -93,24 +91,28 @@ class PrefixTree:
         at = bisect_left(children, tokens, key=_tokens)
         return at < len(children) and children[at].tokens.startswith(tokens)
 
-    def insert(self, parent: Entry, tokens: bytes, page: int) -> tuple[Entry | None, Entry | None]:
-        """(new entry, the shorter one that it replaces). No entry if other tokens have its key."""
+    def enter(self, parent: Entry, tokens: bytes, page: int) -> tuple[Entry | None, Entry | None]:
+        """(the entry of these tokens after ``parent``, the shorter one that a new one replaces).
+
+        The entry may be an older one, of another page. There is none if other tokens have its key.
+        """
         key = chain(parent.key, tokens)
-        if key in self._entries:
-            return None, None
+        found = self._entries.get(key)
+        if found is not None:
+            return (found if self._same(found, parent, tokens) else None), None
         parent = self._canonical(parent)
         at = bisect_left(parent.children, tokens, key=_tokens)
         before = parent.children[at - 1] if at else None
-        replaced = before if before is not None and tokens.startswith(before.tokens) else None
         entry = Entry(key, parent, tokens, page, parent.root, self.epoch)
         parent.children.insert(at, entry)
         self._entries[key] = entry
         self.empty_slots += _empty(entry)
         if parent.parent is None:
             self._roots[parent.root] = parent
-        if replaced is not None:
-            self.remove(replaced)
-        return entry, replaced
+        if before is None or not tokens.startswith(before.tokens):
+            return entry, None
+        self.remove(before)
+        return entry, before
 
     def remove(self, entry: Entry) -> Entry:
         """Takes an entry without children out: its parent."""
@@ -146,6 +148,9 @@ class PrefixTree:
             raise AssertionError("an entry is nobody's child")
         if self.empty_slots != sum(map(_empty, self)):
             raise AssertionError("the empty slots are counted wrong")
+
+    def _same(self, found: Entry, parent: Entry, tokens: bytes) -> bool:
+        return found.tokens == tokens and found.parent is self._canonical(parent)
 
     def _canonical(self, parent: Entry) -> Entry:
         """Of a root there may be several: one that was made while nothing followed it is not the one that is kept."""

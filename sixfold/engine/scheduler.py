@@ -76,11 +76,13 @@ class Scheduler:
 
     def update(self, schedule: Schedule) -> None:
         """The step has run: its tokens are in the KV pages."""
+        ran = 0
         for sequence, start, count, _ in schedule.rows:
             end = sequence.num_computed = start + count
-            self.computed += count
-            if end % PAGE_SIZE < count:
+            ran += count
+            if end % PAGE_SIZE < count:  # a page has filled
                 self.prefixes.filled(sequence)
+        self.computed += ran
 
     def fail(self, schedule: Schedule) -> None:
         """The step broke off: what its sequences' pages hold is not known, so none of it will be kept."""
