@@ -4,7 +4,8 @@ Owns: the arithmetic. Must not know: where pages come from, or the clock.
 
 Allocated is what is not on the free list: pages of sequences and pages that are kept. Waste is their slots without a
 token, and what the engine notes about them (:data:`PAGE_NOTES`, :data:`ENTRY_NOTES`). A page that several sequences
-share counts once. Time is the time of steps; the tokens of a step are written while it runs, so they count half.
+share counts once. Time is the time of steps. The slots that a step writes are in use while it runs, so they count as
+held: pages of one token would waste nothing but notes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Allocation(NamedTuple):
     """What is allocated at one time."""
 
     pages: int
-    empty_slots: float  # of these pages' slots, those without a token
+    empty_slots: int  # of these pages' slots, those without a token
     entries: int = 0  # of the prefix cache
 
     def bytes(self, page_bytes: int, page_size: int = PAGE_SIZE) -> tuple[float, float]:
@@ -59,7 +60,7 @@ class WasteMeter:
 
     def add(self, allocation: Allocation, tokens: int, seconds: float) -> None:
         """A step that began with ``allocation`` and wrote ``tokens``."""
-        allocation = allocation._replace(empty_slots=allocation.empty_slots - tokens / 2)
+        allocation = allocation._replace(empty_slots=allocation.empty_slots - tokens)
         wasted, allocated = allocation.bytes(self._page_bytes, self._page_size)
         self.wasted += wasted * seconds
         self.allocated += allocated * seconds

@@ -67,7 +67,7 @@ class EngineStats:
             kv_pages_used=counts.used,
             kv_pages_cached=counts.cached,
             kv_pages_shared=counts.shared,
-            kv_empty_slots=max(0, int(scheduler.allocation.empty_slots)),  # a step may run between what it reads
+            kv_empty_slots=max(0, scheduler.allocation.empty_slots),  # a step may run between what it reads
             kv_waste=waste.ratio,
             kv_wasted_byte_seconds=waste.wasted,
             kv_allocated_byte_seconds=waste.allocated,

@@ -27,7 +27,7 @@ def test_time_weighs() -> None:
     assert meter.ratio == pytest.approx(1 / 8, abs=1e-3)
 
 
-def test_tokens_count_half_while_they_are_written() -> None:
+def test_slots_that_a_step_writes_are_no_waste() -> None:
     meter = WasteMeter(1 << 20)
-    meter.add(Allocation(1, 16), 16, 1.0)
-    assert meter.ratio == pytest.approx(0.5, abs=1e-3)
+    meter.add(Allocation(2, 32), 24, 1.0)
+    assert meter.ratio == pytest.approx(0.25, abs=1e-3)
