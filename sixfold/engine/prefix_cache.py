@@ -146,7 +146,7 @@ class PrefixCache:
             self._order.used(entry)
         if sequence.num_cached_tokens is None:  # not when it comes back after a preemption
             sequence.num_cached_tokens = beginning.tokens if sequence.index == 0 else 0
-            if sequence.index == 0:  # its siblings share by forks
+            if sequence.index == 0 and sequence.skippable:  # its siblings share by forks
                 self.queries += len(sequence.token_ids)
                 self.hits += beginning.tokens
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sixfold.engine import prefix_tree
 from sixfold.engine.kv_cache import KVCache, pages_for
 from sixfold.engine.prefix_cache import PrefixCache
-from sixfold.engine.prefix_key import PrefixRoot, chain, pack
+from sixfold.engine.prefix_key import PrefixRoot, pack
 from sixfold.engine.sequence import Request, choices
 from sixfold.runtime.batch import PAGE_SIZE
 from sixfold.types import SamplingParams
@@ -255,20 +255,6 @@ def test_roots_are_forgotten_with_their_last_page():
     assert len(pages.prefixes._tree._roots) <= 2
 
 
-def test_keys_say_everything():
-    root = PrefixRoot("m", "float16", None, None, "s")
-    others = [
-        PrefixRoot("m"), PrefixRoot("n", salt="s"), PrefixRoot("m", "int8", salt="s"), PrefixRoot("m", lora="s"),
-        PrefixRoot("m", media="s"), PrefixRoot("m", lora="", salt="s"), PrefixRoot("ms", salt=""),
-        PrefixRoot("m", salt="s\0"), PrefixRoot("m", salt="\ud800"),
-    ]  # fmt: skip
-    keys = {one.key() for one in (root, *others)}
-    assert len(keys) == 1 + len(others)
-    assert root.key() == PrefixRoot("m").salted("s").key() != PrefixRoot("m").salted(None).key()
-    assert chain(root.key(), pack([1, 2])) != chain(root.key(), pack([2, 1]))
-    assert chain(chain(root.key(), pack([1])), pack([2])) != chain(root.key(), pack([1, 2]))
-
-
 @pytest.mark.parametrize("colliding", [lambda parent, tokens: b"same", lambda parent, tokens: tokens[:4]])
 def test_a_collision_serves_no_wrong_page(monkeypatch, colliding):
     monkeypatch.setattr(prefix_tree, "chain", colliding)
@@ -343,6 +329,7 @@ def test_prompts_to_be_scored_skip_no_row():
     pages.whole(range(60))
     scored = make_sequence(range(60), prompt_logprobs=0)
     assert scored.skippable == 0 and pages.begin(scored) and scored.num_cached_tokens == 0
+    assert pages.prefixes.queries == 60  # of the one before
     scored.prompt_logprobs += [None] * 39
     assert scored.skippable == 39  # row 39 says the probability of token 40
     scored.prompt_logprobs += [None] * 20
