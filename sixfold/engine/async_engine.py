@@ -194,7 +194,9 @@ class AsyncEngine:
         self.core.limits.check(prompt_ids, params)
 
     def reset_prefix_cache(self) -> None:
-        """Forgets all cached prefixes before any request that is submitted later."""
+        """Forgets all cached prefixes before any request that is submitted later. Raises EngineDeadError."""
+        if self.dead:
+            raise _dead("it failed or was shut down before")
         self._commands.put(self.core.reset_prefix_cache)
 
     def stats(self) -> EngineStats:

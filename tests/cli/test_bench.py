@@ -101,7 +101,7 @@ def test_kv(sixfold, sixfold_json, chat_model: str, tmp_path: Path) -> None:
     rate = prefix["conversations"]
     assert 0 < rate["hit_rate"] <= rate["best_hit_rate"] < 1 and rate["looked_up"] == 3 * (64 + 32 + 64 + 96)
     shown = sixfold("bench", "kv", chat_model, *shape).stdout
-    assert "tokens a page" in shown and "history known" in shown
+    assert "128 tokens" in shown and "history known" in shown
 
 
 def test_kv_replays_a_trace(sixfold, sixfold_json, chat_model: str, tmp_path: Path) -> None:

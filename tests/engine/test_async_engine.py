@@ -90,6 +90,9 @@ async def test_a_reset_comes_before_what_is_submitted_later(broad):
         assert (await collect(broad.generate([5] * 50, params))).num_cached_tokens == wanted
     broad.reset_prefix_cache()
     assert (await collect(broad.generate([5] * 50, params))).num_cached_tokens == 0
+    broad.shutdown()
+    with pytest.raises(EngineDeadError):
+        broad.reset_prefix_cache()
 
 
 async def test_deltas_come_one_token_at_a_time(engine):

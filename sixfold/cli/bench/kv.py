@@ -113,14 +113,15 @@ def _prefix(
 
 def _print_waste(found: dict[str, Any]) -> None:
     console.table(
-        f"KV memory of sequences without a token, {found['requests']} requests ({found['trace']})",
-        ("tokens a page", "waste"),
-        [(one["tokens"], _percent(one["waste"])) for one in found["by_page_size"]],
-        note=f"In simulated time: {found['step_ms']:g} ms a step and {found['token_ms']:g} ms a token. "
+        "Waste",
+        ("pages of", "wasted"),
+        [(f"{one['tokens']} tokens", _percent(one["waste"])) for one in found["by_page_size"]],
+        note=f"Pages of sequences, {found['requests']} requests ({found['trace']}), in simulated time: "
+        f"{found['step_ms']:g} ms a step and {found['token_ms']:g} ms a token.\n"
         f"{found['mean_pages_of_sequences']:.0f} of {found['pages']} pages in use on average, "
         f"{found['preemptions']} preemptions.",
     )
-    typer.echo(f"With what the prefix cache keeps, and its notes: {_percent(found['waste'])}.\n")
+    typer.echo(f"All that is allocated, with what the prefix cache keeps: {_percent(found['waste'])}.\n")
 
 
 def _print_prefix(found: dict[str, Any]) -> None:
