@@ -64,6 +64,7 @@ class EngineConfig:
     isa: str = "auto"  # auto, scalar, avx2, avx512, avx512bf16
     seed: int = 0  # base of the seeds drawn for requests that bring none
     plan_cache: bool = True
+    prefix_cache: bool = True  # requests begin with the KV pages of those that began with the same tokens
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_queue"):

@@ -32,7 +32,25 @@ class EngineStatsView(Protocol):
     @property
     def kv_pages_used(self) -> int: ...
     @property
+    def kv_pages_cached(self) -> int: ...
+    @property
+    def kv_pages_free(self) -> int: ...
+    @property
+    def kv_pages_shared(self) -> int: ...
+    @property
     def kv_empty_slots(self) -> int: ...
+    @property
+    def kv_waste(self) -> float: ...
+    @property
+    def kv_wasted_byte_seconds(self) -> float: ...
+    @property
+    def kv_allocated_byte_seconds(self) -> float: ...
+    @property
+    def prefix_queries(self) -> int: ...
+    @property
+    def prefix_hits(self) -> int: ...
+    @property
+    def prefix_evictions(self) -> int: ...
     @property
     def kv_usage(self) -> float: ...
     @property
@@ -65,8 +83,6 @@ class FinishedView(Protocol):
     def prompt_tokens(self) -> int: ...
     @property
     def generation_tokens(self) -> int: ...
-    @property
-    def cached_tokens(self) -> int: ...
     @property
     def n(self) -> int: ...
     @property
@@ -142,7 +158,6 @@ class Metrics(Collector):
         self._steps: deque[StepView] = deque()  # not added up yet
         self._stats: Callable[[], EngineStatsView] | None = None
         self._prompt_tokens = self._generation_tokens = 0
-        self._cache_queries = self._cache_hits = 0
         self._finished: Counter[str] = Counter(dict.fromkeys(_FINISH_REASONS, 0))
         self._http: Counter[tuple[str, str, str]] = Counter()
         self._make_histograms(_one_two_five(max_model_len))
@@ -205,8 +220,6 @@ class Metrics(Collector):
                 self._request_prompt.observe(stats.prompt_tokens)
                 self._params_n.observe(stats.n)
                 self._params_max_tokens.observe(stats.max_tokens)
-                self._cache_queries += stats.prompt_tokens
-                self._cache_hits += stats.cached_tokens
             if stats.first_scheduled is None:
                 return
             self._queue.observe(stats.first_scheduled - stats.arrival)
@@ -234,10 +247,8 @@ class Metrics(Collector):
             yield from self._engine(self._stats())
 
     def _counters(self) -> Iterator[Metric]:
-        yield self._counter("prompt_tokens", "Prompt tokens computed.", self._prompt_tokens)
-        yield self._counter("generation_tokens", "Tokens generated.", self._generation_tokens)
-        yield self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", self._cache_queries)
-        yield self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.", self._cache_hits)
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", self._prompt_tokens)
+        yield self._counter("vllm:generation_tokens", "Tokens generated.", self._generation_tokens)
         finished = CounterMetricFamily(
             "vllm:request_success", "Finished choices.", labels=[*self._labels, "finished_reason"]
         )
@@ -250,21 +261,43 @@ class Metrics(Collector):
         yield http
 
     def _engine(self, stats: EngineStatsView) -> Iterator[Metric]:
-        yield self._counter("num_preemptions", "Sequences preempted.", stats.preemptions)
+        yield self._counter("vllm:num_preemptions", "Sequences preempted.", stats.preemptions)
         yield self._gauge("vllm:num_requests_running", "Sequences running.", stats.running)
         yield self._gauge("vllm:num_requests_waiting", "Sequences waiting.", stats.waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.", stats.kv_usage)
         yield self._gauge("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc.", stats.kv_usage)
-        yield self._gauge("sixfold:kv_pages_used", "KV pages in use.", stats.kv_pages_used)
-        yield self._gauge("sixfold:kv_empty_slots", "Allocated KV slots without a token.", stats.kv_empty_slots)
+        yield self._counter("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_queries)
+        yield self._counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_hits)
+        yield from self._kv_memory(stats)
         pages = str(stats.kv_pages_total)
         config = {"block_size": str(self._page_size), "num_gpu_blocks": pages, "num_cpu_blocks": pages}
         info = GaugeMetricFamily("vllm:cache_config_info", "The KV cache.", labels=[*self._labels, *config])
         info.add_metric([*self._labels.values(), *config.values()], 1)
         yield info
 
+    def _kv_memory(self, stats: EngineStatsView) -> Iterator[Metric]:
+        yield self._gauge("sixfold:kv_pages_used", "KV pages of sequences.", stats.kv_pages_used)
+        yield self._gauge("sixfold:kv_pages_cached", "KV pages of the prefix cache alone.", stats.kv_pages_cached)
+        yield self._gauge("sixfold:kv_pages_free", "KV pages with nothing in them.", stats.kv_pages_free)
+        yield self._gauge("sixfold:kv_pages_shared", "KV pages of several sequences.", stats.kv_pages_shared)
+        yield self._gauge("sixfold:kv_empty_slots", "Allocated KV slots without a token.", stats.kv_empty_slots)
+        yield self._gauge(
+            "sixfold:kv_cache_waste_ratio", "Share of the allocated KV memory without a token, over time, 0 to 1.",
+            stats.kv_waste,
+        )  # fmt: skip
+        # Their rates give the share over any time: rate(wasted) / rate(allocated).
+        yield self._counter(
+            "sixfold:kv_wasted_byte_seconds", "KV memory without a token.", stats.kv_wasted_byte_seconds
+        )  # fmt: skip
+        yield self._counter(
+            "sixfold:kv_allocated_byte_seconds", "KV memory allocated.", stats.kv_allocated_byte_seconds
+        )  # fmt: skip
+        yield self._counter(
+            "sixfold:prefix_cache_evictions", "KV pages the prefix cache gave up.", stats.prefix_evictions
+        )  # fmt: skip
+
     def _counter(self, name: str, documentation: str, value: float) -> Metric:
-        family = CounterMetricFamily(f"vllm:{name}", documentation, labels=list(self._labels))
+        family = CounterMetricFamily(name, documentation, labels=list(self._labels))
         family.add_metric(list(self._labels.values()), value)
         return family
 

@@ -13,6 +13,7 @@ from typing import Literal
 from sixfold.errors import InvalidRequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+MAX_CACHE_SALT = 256  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,8 @@ class RequestOutput:
     prompt: str | None = None
     # one entry a prompt token; None for the first, which nothing precedes
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
-    cached_tokens: int = 0
+    # prompt tokens that were not run, since their KV was cached; None: none were looked for (the cache is off)
+    num_cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

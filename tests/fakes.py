@@ -10,6 +10,7 @@ import numpy as np
 
 from sixfold.engine.async_engine import AsyncEngine
 from sixfold.engine.core import EngineCore
+from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.runtime.batch import PAGE_SIZE, Batch
 
 VOCAB = 260  # 256 bytes, then special tokens
@@ -34,6 +35,7 @@ class FakeExecutor:
     """``forward`` stores token ids in pages; ``logits`` hashes what the block table leads to."""
 
     vocab_size = VOCAB
+    page_bytes = 1 << 16
 
     def __init__(self, num_pages: int = 64, *, fail_when=None) -> None:
         self.num_pages = num_pages
@@ -141,10 +143,13 @@ class FakeStream:
         return ""
 
 
-def make_core(num_pages: int = 64, *, executor=None, tokenizer=None, max_model_len: int = 1024, **options):
+def make_core(
+    num_pages: int = 64, *, executor=None, tokenizer=None, max_model_len: int = 1024, prefix_cache=True, **options
+):
     return EngineCore(
-        executor or FakeExecutor(num_pages), tokenizer or FakeTokenizer(), max_model_len=max_model_len, **options
-    )
+        executor or FakeExecutor(num_pages), tokenizer or FakeTokenizer(), max_model_len=max_model_len,
+        prefix_root=PrefixRoot("fake") if prefix_cache else None, **options,
+    )  # fmt: skip
 
 
 def make_async_engine(*, chat_template=None, model_name: str = "fake", max_queue: int = 1024, **core_options):

@@ -103,6 +103,17 @@ def test_a_step_and_its_requests_are_counted() -> None:
     assert found["vllm:kv_cache_usage_perc"] == 0.25 and found["vllm:num_preemptions_total"] == 4
 
 
+def test_where_the_kv_memory_is() -> None:
+    metrics = Metrics("m")
+    metrics.attach(FakeEngine().stats)
+    found = samples(metrics)
+    pages = {name: found[f"sixfold:kv_pages_{name}"] for name in ("used", "cached", "free", "shared")}
+    assert pages == {"used": 25, "cached": 40, "free": 35, "shared": 2}
+    assert found["sixfold:kv_empty_slots"] == 3 and found["sixfold:kv_cache_waste_ratio"] == 0.015
+    assert found["sixfold:kv_wasted_byte_seconds_total"] == 3 and found["sixfold:prefix_cache_evictions_total"] == 7
+    assert found["sixfold:kv_allocated_byte_seconds_total"] == 200
+
+
 def test_every_step_is_counted_however_many_are_kept_back() -> None:
     metrics = Metrics("m")
     for number in range(1, 101):

@@ -147,6 +147,7 @@ class Contender:
                 parts = [
                     sixfold, "-m", "sixfold", "serve", path, "--port", port, "--threads", threads,
                     "--max-num-seqs", clients, "--kv-memory", "2G", "--served-model-name", "bench",
+                    "--no-prefix-cache",
                 ]  # fmt: skip
             case "llama.cpp":
                 parts = [

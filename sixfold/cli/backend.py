@@ -98,7 +98,7 @@ class LocalBackend:
         answer.prompt_tokens = len(ids)
         try:
             async for delta in stream:
-                answer.cached_tokens = delta.cached_tokens
+                answer.cached_tokens = delta.num_cached_tokens or 0
                 for output in delta.outputs:
                     answer.add(output.text, len(output.token_ids))
                     answer.finish_reason = output.finish_reason

@@ -22,6 +22,7 @@ from sixfold.cli.options import (
     KVMemory,
     MaxModelLen,
     OptionalModel,
+    PrefixCache,
     Pull,
     Template,
     Threads,
@@ -46,6 +47,7 @@ def chat(
     max_model_len: MaxModelLen = None,
     kv_memory: KVMemory = None,
     kv_format: KVFormat = None,
+    prefix_cache: PrefixCache = None,
     threads: Threads = None,
     isa: Isa = None,
     pull: Pull = True,
@@ -60,7 +62,7 @@ def chat(
     conversation.system = system or conversation.system
     backend: Backend
     if url is not None:
-        if chat_template or max_model_len or kv_memory or kv_format or threads or isa:
+        if chat_template or max_model_len or kv_memory or kv_format or prefix_cache is not None or threads or isa:
             raise typer.BadParameter("with --url the server decides how the model is run", param_hint="--url")
         key = config.load(config.ServerConfig, "server", {"api_key": api_key}).api_key
         backend = RemoteBackend(url, model=model, api_key=key)
@@ -68,13 +70,9 @@ def chat(
         from sixfold.cli.fetch import fetch
 
         flags = {
-            "model": model,
-            "max_model_len": max_model_len,
-            "kv_memory": kv_memory,
-            "kv_format": kv_format,
-            "threads": threads,
-            "isa": isa,
-        }
+            "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory, "kv_format": kv_format,
+            "prefix_cache": prefix_cache, "threads": threads, "isa": isa,
+        }  # fmt: skip
         engine = config.load(config.EngineConfig, "engine", {"max_num_seqs": 1, **flags})
         fetch(engine.model, accept_license=accept_license, pull=pull)
         with console.busy(f"Loading {engine.model}"):

@@ -54,3 +54,10 @@ AcceptLicense = Annotated[
     bool, typer.Option("--accept-license", help="Accept the model's licence without being asked.")
 ]
 Pull = Annotated[bool, typer.Option("--pull/--no-pull", help="Download the model if it is not here.")]
+PrefixCache = Annotated[
+    bool | None,
+    typer.Option(
+        "--prefix-cache/--no-prefix-cache", show_default=False,
+        help="Begin with what is known of the prompt.  [default: on]",
+    ),
+]  # fmt: skip

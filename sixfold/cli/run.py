@@ -11,7 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from sixfold.cli import console
-from sixfold.cli.options import AcceptLicense, Isa, KVFormat, KVMemory, MaxModelLen, Model, Template, Threads
+from sixfold.cli.options import (
+    AcceptLicense,
+    Isa,
+    KVFormat,
+    KVMemory,
+    MaxModelLen,
+    Model,
+    PrefixCache,
+    Template,
+    Threads,
+)
 from sixfold.errors import InvalidRequestError
 
 RAW_TOKENS = 256  # a base model rarely ends by itself
@@ -33,6 +43,7 @@ def run(
     max_model_len: MaxModelLen = None,
     kv_memory: KVMemory = None,
     kv_format: KVFormat = None,
+    prefix_cache: PrefixCache = None,
     threads: Threads = None,
     isa: Isa = None,
     accept_license: AcceptLicense = False,
@@ -52,13 +63,9 @@ def run(
     settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed, "stop": tuple(stop or ())}
     SamplingParams(**settings)  # refuses what is out of range before the model is loaded
     flags = {
-        "model": model,
-        "max_model_len": max_model_len,
-        "kv_memory": kv_memory,
-        "kv_format": kv_format,
-        "threads": threads,
-        "isa": isa,
-    }
+        "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory, "kv_format": kv_format,
+            "prefix_cache": prefix_cache, "threads": threads, "isa": isa,
+    }  # fmt: skip
     engine = config.load(config.EngineConfig, "engine", {"max_num_seqs": 1, **flags})
     fetch(model, accept_license=accept_license)
     with console.busy(f"Loading {model}"):

@@ -19,6 +19,7 @@ from sixfold.cli.options import (
     KVMemory,
     MaxModelLen,
     OptionalModel,
+    PrefixCache,
     Pull,
     Template,
     Threads,
@@ -41,6 +42,7 @@ def serve(
     max_model_len: MaxModelLen = None,
     kv_memory: KVMemory = None,
     kv_format: KVFormat = None,
+    prefix_cache: PrefixCache = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Sequences in one step.  [default: 64]")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.  [default: 512]")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.  [default: 1024]")] = None,
@@ -63,6 +65,7 @@ def serve(
             "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory,
             "kv_format": kv_format, "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens, "max_queue": max_queue, "threads": threads, "isa": isa,
+            "prefix_cache": prefix_cache,
         },
     )  # fmt: skip
     server = config.load(

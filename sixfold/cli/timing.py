@@ -20,7 +20,7 @@ from sixfold.errors import InvalidRequestError
 from sixfold.runtime.limits import Meter
 from sixfold.runtime.native import NativeExecutor
 from sixfold.runtime.profile import KindTotal, Recorder, decodes
-from sixfold.types import FinishedStats, SamplingParams, StepStats
+from sixfold.types import FinishedStats, RequestOutput, SamplingParams, StepStats
 
 Report = Callable[[int], None]
 Phase = Literal["decode", "prefill"]
@@ -79,6 +79,8 @@ class Bench:
         self.model = loaded.name
         self.threads = getattr(executor, "threads", None)
         self.isa = getattr(executor, "isa", None)
+        self.stats = loaded.core.stats
+        self.forget_prefixes = loaded.core.reset_prefix_cache
         self._runner = loaded.core.runner
         self._limits = loaded.core.limits
         self._llm = LLM.from_loaded(loaded)
@@ -86,13 +88,13 @@ class Bench:
 
     def latency(self, length: int, batch: int, new_tokens: int, repeats: int, report: Report) -> dict[str, float]:
         """Medians over ``repeats`` runs of ``batch`` requests that begin together. Times in milliseconds."""
-        self._check(length + new_tokens)
+        self.check(length + new_tokens)
         self._warm()
         first, prefill, between, decode = [], [], [], []
         for index in range(repeats):
             prompts = self._prompts([length] * batch, random.Random(index))
             began = time.monotonic()
-            self._run(prompts, [new_tokens] * batch)
+            self.run(prompts, [new_tokens] * batch)
             seconds = time.monotonic() - began
             last_first = max(self._watch.first)
             first.append(statistics.median(self._watch.first))
@@ -111,7 +113,7 @@ class Bench:
         self, requests: int, prompts: tuple[int, int], answers: tuple[int, int], seed: int, report: Report
     ) -> dict[str, Any]:
         """All requests are there from the beginning; the lengths are drawn evenly from the two ranges."""
-        self._check(prompts[1] + answers[1])
+        self.check(prompts[1] + answers[1])
         draw = random.Random(seed)
         lengths = [draw.randint(*prompts) for _ in range(requests)]
         wanted = [draw.randint(*answers) for _ in range(requests)]
@@ -119,7 +121,7 @@ class Bench:
         self._warm()
         self._watch.report = report
         began = time.monotonic()
-        self._run(ids, wanted)
+        self.run(ids, wanted)
         seconds = time.monotonic() - began
         return {
             "requests": requests,
@@ -141,7 +143,7 @@ class Bench:
 
     def profile(self, phase: Phase, length: int, batch: int, new_tokens: int, repeats: int) -> Profile:
         """Steps of one phase: those in which every sequence runs one token (decode), or all others (prefill)."""
-        self._check(length + new_tokens)
+        self.check(length + new_tokens)
         self._warm()
         executor = self._executor()
         recorder = Recorder(executor, decodes if phase == "decode" else lambda batch: not decodes(batch))
@@ -151,7 +153,7 @@ class Bench:
         try:
             for index in range(repeats):
                 prompts = self._prompts([length] * batch, random.Random(index))
-                self._run(prompts, [new_tokens if phase == "decode" else 1] * batch)
+                self.run(prompts, [new_tokens if phase == "decode" else 1] * batch)
         finally:
             self._runner.executor = executor
             self._watch.duration = lambda seconds: None
@@ -170,21 +172,32 @@ class Bench:
 
     def _warm(self) -> None:
         """Starts the threads and reads the weights from disk."""
-        self._run(self._prompts([8], random.Random(0)), [2])
+        self.run(self._prompts([8], random.Random(0)), [2])
 
-    def _run(self, prompts: Sequence[Sequence[int]], wanted: Sequence[int]) -> None:
+    def run(self, prompts: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[RequestOutput]:
+        """Requests that begin together, each with so many new tokens."""
         self._watch.reset()
         params = [SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True) for count in wanted]
-        for output in self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params):
+        outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
+        for output in outputs:
             if output.outputs[0].finish_reason == "error":
                 raise InvalidRequestError("A request failed", cause=str(output.outputs[0].stop_reason))
+        return outputs
+
+    def first_token(self, prompt: Sequence[int]) -> tuple[float, int]:
+        """(seconds to the first token of a request that runs alone, tokens of its prompt that were cached)."""
+        (output,) = self.run([prompt], [1])
+        return self._watch.first[0], output.num_cached_tokens or 0
+
+    def tokens(self, length: int, draw: random.Random) -> list[int]:
+        return [draw.randrange(self._limits.vocab_size) for _ in range(length)]
 
     def _prompts(self, lengths: Sequence[int], draw: random.Random) -> list[list[int]]:
-        return [[draw.randrange(self._limits.vocab_size) for _ in range(length)] for length in lengths]
+        return [self.tokens(length, draw) for length in lengths]
 
-    def _check(self, tokens: int) -> None:
+    def check(self, tokens: int) -> None:
         if tokens > self._limits.max_model_len:
             raise InvalidRequestError(
                 f"{tokens} tokens a request are too many", cause=f"the context is {self._limits.max_model_len} tokens",
-                remedy="Lower --prompt-tokens or --new-tokens",
+                remedy="Ask for fewer tokens of prompt or answer",
             )  # fmt: skip

@@ -169,6 +169,7 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         prompt: str | None = None,
+        cache_salt: str | None = None,
     ) -> RequestStream:
         """Queues a request; call it on the event loop that reads the stream.
 
@@ -177,8 +178,9 @@ class AsyncEngine:
         """
         request_id = request_id or f"request-{next(self._ids)}"
         request = self.core.limits.accept(
-            request_id, prompt_ids, params, priority=priority, arrival=time.monotonic(), prompt=prompt
-        )
+            request_id, prompt_ids, params, priority=priority, arrival=time.monotonic(), prompt=prompt,
+            cache_salt=cache_salt,
+        )  # fmt: skip
         mailbox = _Mailbox(request_id)
         with self._lock:
             self._check_open(request_id)
@@ -190,6 +192,12 @@ class AsyncEngine:
     def validate(self, prompt_ids: List[int], params: SamplingParams) -> None:
         """Raises what :meth:`generate` would raise for a request that can never run."""
         self.core.limits.check(prompt_ids, params)
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached prefixes before any request that is submitted later. Raises EngineDeadError."""
+        if self.dead:
+            raise _dead("it failed or was shut down before")
+        self._commands.put(self.core.reset_prefix_cache)
 
     def stats(self) -> EngineStats:
         """The state now, requests on their way to the thread included. Any thread may ask."""

@@ -53,7 +53,7 @@ class Collector:
             finished=self._finished,
             prompt=first.prompt,
             prompt_logprobs=first.prompt_logprobs,
-            cached_tokens=first.cached_tokens,
+            num_cached_tokens=first.num_cached_tokens,
         )
 
 

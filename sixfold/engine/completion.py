@@ -113,6 +113,7 @@ class Answer:
             self.unfinished == 0,
             request.prompt,
             None if scored is None else tuple(row and position_logprobs(row, self._decoder) for row in scored),
+            first.num_cached_tokens,
         )
 
     def finished_stats(self, completion: Completion, now: float) -> FinishedStats:
@@ -124,7 +125,7 @@ class Answer:
             finish_reason=sequence.finish_reason,
             prompt_tokens=sequence.prompt_length,
             generation_tokens=sequence.num_generated,
-            cached_tokens=0,
+            cached_tokens=self.sequences[0].num_cached_tokens or 0,
             n=request.params.n,
             max_tokens=request.max_tokens,
             arrival=request.arrival,

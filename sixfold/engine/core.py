@@ -15,7 +15,10 @@ import numpy as np
 
 from sixfold.engine.completion import Answer, Completion, TokenDecoder
 from sixfold.engine.kv_cache import KVCache
+from sixfold.engine.kv_waste import WasteMeter
 from sixfold.engine.limits import Limits
+from sixfold.engine.prefix_cache import NoPrefixCache, PrefixCache, Prefixes
+from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.engine.runner import Runner
 from sixfold.engine.sampler import Sampled, Sampler, SamplingFailure
 from sixfold.engine.scheduler import Schedule, Scheduler
@@ -46,16 +49,20 @@ class EngineCore:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
         seed: int = 0,
+        prefix_root: PrefixRoot | None = None,
         listener: StepListener | None = None,
     ) -> None:
+        """``prefix_root``: what all cached prefixes of this engine depend on; None: nothing is cached."""
         self.cache = KVCache(executor.num_pages)
+        self.prefixes: Prefixes = NoPrefixCache() if prefix_root is None else PrefixCache(self.cache, prefix_root)
         self.limits = Limits(executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed)
         self.scheduler = Scheduler(
-            self.cache, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+            self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         )  # fmt: skip
         self.runner = Runner(executor)
         self.sampler = Sampler()
         self.totals = Totals()
+        self.waste = WasteMeter(executor.page_bytes)
         self.listener = listener
         self.tokenizer = tokenizer
         self._answers: dict[str, Answer] = {}
@@ -85,6 +92,7 @@ class EngineCore:
             return []
         record = StepRecord(time.monotonic(), self.scheduler.preemptions)
         schedule = self.scheduler.schedule()
+        record.allocation = self.scheduler.allocation
         self._mark_started(schedule, record)
         try:
             self.runner.forward(schedule)
@@ -102,10 +110,15 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """The state now. Other threads may ask: it reads counters and copies, never iterates what a step changes."""
-        return EngineStats.of(self.cache, self.scheduler, self.totals, len(self._answers))
+        return EngineStats.of(self.scheduler, self.totals, self.waste, len(self._answers))
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached prefixes. Running sequences go on, and what they have computed so far is not kept."""
+        self.prefixes.reset()
 
     def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
         """The step did not run to its end: so end the requests that were in it."""
+        self.scheduler.fail(schedule)
         answers = {self._answers[row.sequence.request.id]: None for row in schedule.rows}
         return [self._end(answer, [], "error", _message(error)) for answer in answers]
 
@@ -182,9 +195,11 @@ class EngineCore:
             _tell(self.listener.on_request_finished, stats)
 
     def _publish(self, record: StepRecord) -> None:
+        now = time.monotonic()
         record.add_to(self.totals)
+        self.waste.add(record.allocation, record.tokens, now - record.began)
         if self.listener is not None:
-            _tell(self.listener.on_step, record.stats(self.cache, self.scheduler, time.monotonic()))
+            _tell(self.listener.on_step, record.stats(self.cache, self.scheduler, now))
 
 
 def _tell(hook: Callable[[T], None], stats: T) -> None:

@@ -14,7 +14,7 @@ from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.sequence import Request
 from sixfold.errors import ContextLengthError, InvalidRequestError
 from sixfold.runtime.batch import PAGE_SIZE
-from sixfold.types import SamplingParams
+from sixfold.types import MAX_CACHE_SALT, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ class Limits:
         priority: int = 0,
         arrival: float = 0.0,
         prompt: str | None = None,
+        cache_salt: str | None = None,
     ) -> Request:
         """Raises InvalidRequestError or ContextLengthError with the numbers and the option to change."""
         self.check(prompt_ids, params)
+        _check_salt(cache_salt)
         return Request(
             id=request_id,
             prompt_ids=tuple(prompt_ids),
@@ -51,6 +53,7 @@ class Limits:
             priority=priority,
             arrival=arrival,
             prompt=prompt,
+            cache_salt=cache_salt,
         )
 
     def check(self, prompt_ids: List[int], params: SamplingParams) -> None:
@@ -95,6 +98,14 @@ class Limits:
                 param="prompt" if memory < 1 else "max_tokens",
             )
         return min(room, memory) if wanted is None else wanted
+
+
+def _check_salt(salt: str | None) -> None:
+    if salt is not None and not 1 <= len(salt) <= MAX_CACHE_SALT:
+        raise InvalidRequestError(
+            f"cache_salt has {len(salt)} characters", remedy=f"Use 1 to {MAX_CACHE_SALT}, or leave it out",
+            param="cache_salt",
+        )  # fmt: skip
 
 
 def _too_long(prompt_length: int, wanted: int | None) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as List
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from sixfold import config as settings
 from sixfold import store
@@ -23,15 +23,23 @@ from sixfold.engine.sequence import Request
 from sixfold.errors import ConfigError, InvalidRequestError, TemplateError
 from sixfold.types import RequestOutput, SamplingParams
 
-Prompt = str | Mapping[str, Any]  # a text, or {"prompt_token_ids": [...]} (or {"prompt": "..."})
+Prompt = str | Mapping[str, Any]  # a text, or {"prompt_token_ids": [...]} (or {"prompt": "..."}), and its "cache_salt"
 Message = Mapping[str, Any]
+
+
+class _Tokens(NamedTuple):
+    """A prompt as it is queued."""
+
+    text: str | None
+    ids: List[int]
+    cache_salt: str | None = None
 
 
 class LLM:
     """A model in this process. Not thread-safe; for many callers at once there is :class:`AsyncEngine`.
 
     ``options`` are the fields of :class:`EngineConfig` (environment and file apply as they do to the server).
-    A model that is not here yet is pulled.
+    A model that is not here yet is pulled. ``prefix_cache=False`` computes every prompt from its beginning.
     """
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
@@ -91,13 +99,17 @@ class LLM:
             text = self.chat_template.render(
                 conversation, add_generation_prompt=add_generation_prompt, tools=tools
             )  # fmt: skip
-            prompts.append((text, self.tokenizer.encode_chat(text)))
+            prompts.append(_Tokens(text, self.tokenizer.encode_chat(text)))
         return self._complete(prompts, sampling_params, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Deltas of one request as they come. Closing the iterator ends the request."""
         request = self._accept(self._tokens(prompt), sampling_params or SamplingParams())
         return self._stream(request)
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached prefixes."""
+        self._core.reset_prefix_cache()
 
     def close(self) -> None:
         """Ends what is under way and lets go of the model."""
@@ -114,7 +126,7 @@ class LLM:
 
     def _complete(
         self,
-        prompts: List[tuple[str | None, List[int]]],
+        prompts: List[_Tokens],
         params: SamplingParams | List[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
@@ -147,10 +159,11 @@ class LLM:
                 else:
                     self._step()
 
-    def _accept(self, prompt: tuple[str | None, List[int]], params: SamplingParams) -> Request:
-        text, token_ids = prompt
-        name = f"offline-{next(self._ids)}"
-        return self._core.limits.accept(name, token_ids, params, arrival=time.monotonic(), prompt=text)
+    def _accept(self, prompt: _Tokens, params: SamplingParams) -> Request:
+        return self._core.limits.accept(
+            f"offline-{next(self._ids)}", prompt.ids, params, arrival=time.monotonic(), prompt=prompt.text,
+            cache_salt=prompt.cache_salt,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _running(
@@ -172,13 +185,15 @@ class LLM:
             receive = self._receivers.pop if output.finished else self._receivers.__getitem__
             receive(output.request_id)(output)
 
-    def _tokens(self, prompt: Prompt) -> tuple[str | None, List[int]]:
+    def _tokens(self, prompt: Prompt) -> _Tokens:
         if isinstance(prompt, str):
-            return prompt, self.tokenizer.encode(prompt)
-        if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
-            return prompt.get("prompt"), list(prompt["prompt_token_ids"])
-        if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
-            return prompt["prompt"], self.tokenizer.encode(prompt["prompt"])
+            return _Tokens(prompt, self.tokenizer.encode(prompt))
+        if isinstance(prompt, Mapping):
+            text, salt = prompt.get("prompt"), prompt.get("cache_salt")
+            if "prompt_token_ids" in prompt:
+                return _Tokens(text, list(prompt["prompt_token_ids"]), salt)
+            if isinstance(text, str):
+                return _Tokens(text, self.tokenizer.encode(text), salt)
         raise InvalidRequestError(
             f"A prompt is a {type(prompt).__name__} that says no text or tokens",
             remedy='Use a string or {"prompt_token_ids": [...]}',

@@ -15,6 +15,7 @@ from sixfold.engine.chat_template import ChatTemplate
 from sixfold.engine.core import EngineCore, StepListener
 from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.memory import free_memory
+from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.engine.tokenizer import Tokenizer
 from sixfold.errors import ConfigError
 from sixfold.runtime.kv_format import page_bytes
@@ -47,7 +48,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
     max_model_len = _context(plan, config)
     executor = NativeExecutor(
         plan,
-        num_pages=_num_pages(plan, config, max_model_len),
+        num_pages=num_pages(page_bytes(plan.meta["sizes"], config.kv_format), config, max_model_len),
         max_tokens=config.max_num_batched_tokens,
         threads=config.threads,
         isa=config.isa,
@@ -60,6 +61,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         seed=config.seed,
+        prefix_root=PrefixRoot(model=model.digest, kv_format=config.kv_format) if config.prefix_cache else None,
         listener=listener,
     )
     return LoadedEngine(config.model, core, tokenizer, template)
@@ -76,9 +78,8 @@ def _context(plan: Plan, config: EngineConfig) -> int:
     return config.max_model_len or plan.context
 
 
-def _num_pages(plan: Plan, config: EngineConfig, max_model_len: int) -> int:
-    """As many pages as kv_memory holds, and no more than max_num_seqs full sequences can use."""
-    size = page_bytes(plan.meta["sizes"], config.kv_format)
+def num_pages(size: int, config: EngineConfig, max_model_len: int) -> int:
+    """As many pages of ``size`` bytes as kv_memory holds, and no more than max_num_seqs full sequences can use."""
     memory = config.kv_memory if config.kv_memory is not None else free_memory() // 4
     if memory < size:
         raise ConfigError(

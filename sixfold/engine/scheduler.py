@@ -3,8 +3,11 @@
 Owns: the waiting and running sequences, their pages and ``num_computed``. Must not know: the model, sampling, text.
 
 There are no phases: a step is {sequence: number of tokens}. A sequence has ``len(token_ids) - num_computed`` tokens
-left to run; when a step reaches the end of ``token_ids``, a token is sampled. Prefill, its chunks, decoding, a fork
-for n > 1 and recomputation after a preemption are all that one number.
+left to run; when a step reaches the end of ``token_ids``, a token is sampled. Prefill, its chunks, decoding, a known
+prefix, a fork for n > 1 and recomputation after a preemption are all that one number.
+
+A sequence is admitted when pages for all its tokens can be had, and takes them chunk by chunk: until then they may hold
+what the prefix cache keeps. Those admitted next see them as promised.
 
 Two promises keep everybody going: each running sequence gets at least one token in every step (so a long prefill
 never stalls decoding), and the most urgent one never loses its pages (so it finishes, then the next).
@@ -17,7 +20,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from sixfold.engine.kv_cache import KVCache, PageCopy, pages_for
+from sixfold.engine.kv_waste import Allocation
+from sixfold.engine.prefix_cache import Beginning, NoPrefixCache, Prefixes
 from sixfold.engine.sequence import PROMPT_SCORE_ROWS, Sequence, Status
+from sixfold.runtime.batch import PAGE_SIZE
 
 
 class ScheduledRow(NamedTuple):
@@ -35,14 +41,19 @@ class Schedule(NamedTuple):
 
 
 class Scheduler:
-    def __init__(self, cache: KVCache, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self, cache: KVCache, prefixes: Prefixes | None = None, *, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
         self.cache = cache
+        self.prefixes = prefixes or NoPrefixCache()
         self.budget = max_num_batched_tokens
         self.seats = min(max_num_seqs, max_num_batched_tokens)  # so that each running sequence gets its token
         self.watermark = max(1, cache.num_pages // 100)  # pages kept for growth when one more is admitted
         self.waiting: list[Sequence] = []  # both lists by urgency
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.computed = 0  # tokens with their KV in pages, summed over the running sequences
+        self._refused: tuple[Sequence, int] | None = None  # who was last, and how many pages were not enough
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
@@ -54,7 +65,7 @@ class Scheduler:
             return
         (self.running if sequence.status is Status.RUNNING else self.waiting).remove(sequence)
         sequence.status = Status.FINISHED
-        self.cache.free(sequence.table)
+        self._let_go(sequence)
 
     def schedule(self) -> Schedule:
         copies: list[PageCopy] = []
@@ -65,8 +76,29 @@ class Scheduler:
 
     def update(self, schedule: Schedule) -> None:
         """The step has run: its tokens are in the KV pages."""
+        ran = 0
+        for sequence, start, count, _ in schedule.rows:
+            end = sequence.num_computed = start + count
+            ran += count
+            if end % PAGE_SIZE < count:  # a page has filled
+                self.prefixes.filled(sequence)
+        self.computed += ran
+
+    def fail(self, schedule: Schedule) -> None:
+        """The step broke off: what its sequences' pages hold is not known, so none of it will be kept."""
         for row in schedule.rows:
-            row.sequence.num_computed = row.start + row.count
+            row.sequence.prefix = None
+
+    @property
+    def allocation(self) -> Allocation:
+        """The KV memory that is allocated now. Of several tables that share a page, all but one hold it full."""
+        empty = self.cache.held * PAGE_SIZE - self.computed + self.prefixes.empty_slots
+        return Allocation(self.cache.num_allocated, empty, self.prefixes.num_entries)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        self.prefixes.ended(sequence)
+        self.cache.free(sequence.table)
+        self.computed -= sequence.num_computed
 
     def _continue_running(self, copies: list[PageCopy]) -> tuple[list[ScheduledRow], int]:
         """Rows of the running sequences, most urgent first, and the tokens left for others.
@@ -99,7 +131,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         """Back to waiting without pages: its tokens stay and are run again as if they were prompt."""
-        self.cache.free(victim.table)
+        self._let_go(victim)
         victim.num_computed = 0
         victim.status = Status.WAITING
         insort(self.waiting, victim, key=_urgency)  # it arrived before those that never ran: at their front
@@ -108,6 +140,7 @@ class Scheduler:
     def _admit(self, rows: list[ScheduledRow], budget: int, copies: list[PageCopy]) -> None:
         """Adds rows of waiting sequences, most urgent first; nobody overtakes one that waits for pages."""
         at = 0
+        promised = sum(_promised(row) for row in rows if not row.samples)
         while at < len(self.waiting) and len(self.running) < self.seats and budget > 0:
             sequence = self.waiting[at]
             shared = sequence.prompt_length - 1
@@ -115,28 +148,50 @@ class Scheduler:
             if shared and source is None and _waits_for_sibling(sequence):
                 at += 1
                 continue
-            if not self._place(sequence, source, shared, copies):
+            row = self._place(sequence, source, budget, promised, copies)
+            if row is None:
                 return
             del self.waiting[at]
             sequence.status = Status.RUNNING
             insort(self.running, sequence, key=_urgency)
-            count = _wanted(sequence, budget)
-            rows.append(_row(sequence, count))
-            budget -= count
+            rows.append(row)
+            budget -= row.count
+            promised += _promised(row)
 
-    def _place(self, sequence: Sequence, source: Sequence | None, shared: int, copies: list[PageCopy]) -> bool:
-        """Reserves pages for all tokens of the sequence now, so that those admitted next see them taken."""
-        length = len(sequence.token_ids)
-        start = 0 if source is None else shared
-        missing = pages_for(length) - start // self.cache.page_size
-        if missing + (self.watermark if self.running else 0) > self.cache.num_free:
-            return False
-        if source is not None:
-            self.cache.fork(source.table, start, sequence.table)
-            sequence.num_computed = start
-        if not self.cache.append(sequence.table, start, length, copies):
+    def _place(
+        self, sequence: Sequence, source: Sequence | None, budget: int, promised: int, copies: list[PageCopy]
+    ) -> ScheduledRow | None:
+        """The sequence's first row, with pages for it; None if pages for all its tokens can not be had."""
+        room = self.cache.num_free - promised - (self.watermark if self.running else 0)
+        if self.running and self._refused is not None and self._refused[0] is sequence and room <= self._refused[1]:
+            return None  # without looking its prefix up again in every step
+        beginning = self._beginning(sequence, source, room)
+        if beginning is None:
+            self._refused = sequence, room
+            return None
+        self.cache.adopt(sequence.table, beginning.pages)
+        self.prefixes.begun(sequence, beginning)
+        sequence.num_computed = beginning.tokens
+        self.computed += beginning.tokens
+        row = _row(sequence, _wanted(sequence, budget))
+        if not self.cache.append(sequence.table, row.start, row.start + row.count, copies):
             raise AssertionError("pages that were counted as free are not")
-        return True
+        return row
+
+    def _beginning(self, sequence: Sequence, source: Sequence | None, room: int) -> Beginning | None:
+        """What the sequence can begin with when ``room`` pages can be had; None if they are too few."""
+        if source is not None:
+            found = self.prefixes.forked(source, sequence.prompt_length - 1)
+        else:
+            found = self.prefixes.find(sequence, sequence.skippable)
+        if self._cost(sequence, found) > room:  # the page to copy may be what is too much
+            found = found.whole_pages()
+        return None if self._cost(sequence, found) > room else found
+
+    def _cost(self, sequence: Sequence, beginning: Beginning) -> int:
+        """Pages that can no longer be had once the sequence has all it needs."""
+        missing = pages_for(len(sequence.token_ids)) - beginning.tokens // PAGE_SIZE
+        return missing + self.cache.idle_among(beginning.pages)
 
 
 def _urgency(sequence: Sequence) -> tuple[int, float, int, int]:
@@ -152,6 +207,11 @@ def _wanted(sequence: Sequence, budget: int) -> int:
 def _row(sequence: Sequence, count: int) -> ScheduledRow:
     start = sequence.num_computed
     return ScheduledRow(sequence, start, count, samples=start + count == len(sequence.token_ids))
+
+
+def _promised(row: ScheduledRow) -> int:
+    """Pages that the tokens after this row will need."""
+    return pages_for(len(row.sequence.token_ids)) - len(row.sequence.table.pages)
 
 
 def _fork_source(sequence: Sequence) -> Sequence | None:

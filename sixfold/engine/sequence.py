@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sixfold.engine.kv_cache import PageTable
+from sixfold.engine.prefix_tree import Entry
 from sixfold.engine.sampler import Sampled
 from sixfold.types import FinishReason, SamplingParams
 
@@ -31,6 +32,7 @@ class Request:
     priority: int = 0  # lower is more urgent
     arrival: float = 0.0  # seconds on the monotonic clock
     prompt: str | None = None
+    cache_salt: str | None = None  # only requests of the same salt begin with each other's pages
 
 
 class Status(enum.Enum):
@@ -55,6 +57,8 @@ class Sequence:
     prompt_length: int
     table: PageTable = field(default_factory=PageTable)
     num_computed: int = 0
+    prefix: Entry | None = None  # the prefix cache's: the last of its pages that was entered; None: it enters none
+    num_cached_tokens: int | None = None  # of the prompt, found when it first began; None: it has not
     status: Status = Status.WAITING
     siblings: tuple[Sequence, ...] = ()  # all choices of the request, in order, itself included
     finish_reason: FinishReason | None = None
@@ -86,6 +90,15 @@ class Sequence:
     def scores_prompt(self) -> bool:
         """Whether prompt positions still wait for their log-probabilities."""
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_length
+
+    @property
+    def skippable(self) -> int:
+        """How many tokens may be left out of a run if their KV is there: not the last, whose logits are wanted, and
+        not the one before the first prompt token that still waits for its log-probability."""
+        last = len(self.token_ids) - 1
+        if self.prompt_logprobs is not None and self.scores_prompt:
+            return min(last, len(self.prompt_logprobs) - 1)
+        return last
 
 
 def choices(request: Request, serial: int) -> tuple[Sequence, ...]:

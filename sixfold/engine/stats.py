@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from sixfold.engine.completion import Completion
 from sixfold.engine.kv_cache import KVCache
+from sixfold.engine.kv_waste import NOTHING, Allocation, WasteMeter
 from sixfold.engine.scheduler import Scheduler
 from sixfold.types import StepStats
 
@@ -30,10 +31,17 @@ class EngineStats:
     requests: int  # unfinished
     queued: int  # requests that never ran yet
     kv_pages_total: int
-    kv_pages_used: int
-    kv_pages_shared: int
+    kv_pages_used: int  # by sequences
+    kv_pages_cached: int  # by the prefix cache alone
+    kv_pages_shared: int  # by sequences, with each other
     kv_empty_slots: int  # allocated token slots that hold no token
-    prompt_tokens: int  # totals from here on
+    kv_waste: float  # share of the allocated KV memory that held no token, 0..1, over the time of all steps
+    kv_wasted_byte_seconds: float  # totals from here on
+    kv_allocated_byte_seconds: float
+    prefix_queries: int  # tokens looked up
+    prefix_hits: int  # tokens of them found
+    prefix_evictions: int  # pages
+    prompt_tokens: int
     generation_tokens: int
     preemptions: int
     steps: int
@@ -43,10 +51,13 @@ class EngineStats:
     def kv_usage(self) -> float:
         return self.kv_pages_used / self.kv_pages_total
 
+    @property
+    def kv_pages_free(self) -> int:
+        return self.kv_pages_total - self.kv_pages_used - self.kv_pages_cached
+
     @classmethod
-    def of(cls, cache: KVCache, scheduler: Scheduler, totals: Totals, requests: int) -> EngineStats:
-        counts = cache.counts()
-        computed = sum(sequence.num_computed for sequence in scheduler.running.copy())
+    def of(cls, scheduler: Scheduler, totals: Totals, waste: WasteMeter, requests: int) -> EngineStats:
+        counts, prefixes = scheduler.cache.counts(), scheduler.prefixes
         return cls(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -54,8 +65,15 @@ class EngineStats:
             queued=totals.requests - totals.started,
             kv_pages_total=counts.total,
             kv_pages_used=counts.used,
+            kv_pages_cached=counts.cached,
             kv_pages_shared=counts.shared,
-            kv_empty_slots=max(0, cache.held * cache.page_size - computed),  # a step may run between the two reads
+            kv_empty_slots=max(0, scheduler.allocation.empty_slots),  # a step may run between what it reads
+            kv_waste=waste.ratio,
+            kv_wasted_byte_seconds=waste.wasted,
+            kv_allocated_byte_seconds=waste.allocated,
+            prefix_queries=prefixes.queries,
+            prefix_hits=prefixes.hits,
+            prefix_evictions=prefixes.evictions,
             prompt_tokens=totals.prompt_tokens,
             generation_tokens=totals.generation_tokens,
             preemptions=scheduler.preemptions,
@@ -70,6 +88,7 @@ class StepRecord:
 
     began: float  # seconds on the monotonic clock
     preemptions: int  # the scheduler's total before the step
+    allocation: Allocation = NOTHING  # of KV memory, once it is scheduled
     tokens: int = 0
     prompt_tokens: int = 0
     first_token: list[float] = field(default_factory=list)

@@ -40,6 +40,7 @@ class Executor(Protocol):
 
     vocab_size: int
     num_pages: int
+    page_bytes: int  # of KV memory
 
     def forward(self, batch: Batch) -> None:
         """Writes the KV of every token and keeps the hidden rows until the next call."""

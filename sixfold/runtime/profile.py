@@ -84,7 +84,8 @@ class Recorder:
     def __init__(self, executor: NativeExecutor, wanted: Callable[[Batch], bool]) -> None:
         self._executor = executor
         self._wanted = wanted
-        self.vocab_size, self.num_pages = executor.vocab_size, executor.num_pages
+        self.vocab_size = executor.vocab_size
+        self.num_pages, self.page_bytes = executor.num_pages, executor.page_bytes
         self.noting = False  # the last step is one of those
         self.steps = Steps()
         executor.profiled()  # what was before is not ours

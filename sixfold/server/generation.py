@@ -46,6 +46,7 @@ class Generation:
         params: SamplingParams,
         *,
         priority: int,
+        cache_salt: str | None,
         retry_after: Callable[[], float | None],
     ) -> Generation:
         """Queues every prompt. Raises the engine's errors before any of them costs computation."""
@@ -54,7 +55,9 @@ class Generation:
         streams: list[RequestStream] = []
         try:
             for prompt in prompts:
-                streams.append(engine.generate(prompt.ids, params, priority=priority, prompt=prompt.text))
+                streams.append(
+                    engine.generate(prompt.ids, params, priority=priority, prompt=prompt.text, cache_salt=cache_salt)
+                )
         except BaseException:
             for stream in streams:
                 await stream.aclose()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
@@ -55,12 +55,13 @@ class ResponseHead:
         }
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
+    """``cached_tokens`` None: there is no prefix cache, so there are no details; with one, 0 is said."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        "prompt_tokens_details": None if cached_tokens is None else {"cached_tokens": cached_tokens},
     }
 
 
@@ -68,8 +69,14 @@ def usage_of(outputs: Sequence[RequestOutput], *, only_prompt: bool = False) -> 
     return usage(
         sum(len(output.prompt_token_ids) for output in outputs),
         0 if only_prompt else sum(len(choice.token_ids) for output in outputs for choice in output.outputs),
-        sum(output.cached_tokens for output in outputs),
+        cached_sum(output.num_cached_tokens for output in outputs),
     )
+
+
+def cached_sum(counts: Iterable[int | None]) -> int | None:
+    """Over the prompts of a request; None if nothing was looked for."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _name(token: TokenLogprob, as_id: bool) -> str:

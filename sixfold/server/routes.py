@@ -41,7 +41,7 @@ async def chat_completions(request: Request) -> Response:
     head = ResponseHead.new("chatcmpl", state.model_name(ask.model))
     params = ask.params(state.config)
     prompt = await state.tokenize_chat(ask.messages, ask)
-    generation = await state.start([prompt], params, ask.priority)
+    generation = await state.start([prompt], params, ask)
     as_id = ask.return_tokens_as_token_ids
     if ask.stream:
         return EventStream(generation, ChatEvents(head, ask.stream_options or StreamOptions(), as_id))
@@ -56,7 +56,7 @@ async def completions(request: Request) -> Response:
     head = ResponseHead.new("cmpl", state.model_name(ask.model))
     params = ask.params(state.config)
     prompts = await state.tokenize(ask.prompt, ask.add_special_tokens)
-    generation = await state.start(prompts, params, ask.priority)
+    generation = await state.start(prompts, params, ask)
     tokenizer = state.engine.tokenizer
     texts: list[str] = []
     if ask.echo:
@@ -121,6 +121,13 @@ async def detokenize(request: Request) -> Response:
     ask = await body.read(request, DetokenizeRequest)
     state.model_name(ask.model)
     return JSONResponse({"prompt": await state.detokenize(ask.tokens)})
+
+
+@router.post("/reset_prefix_cache")
+async def reset_prefix_cache(request: Request) -> Response:
+    """Forgets all cached prefixes before any later request; those that run go on. Nothing to do is fine too."""
+    state_of(request).engine.reset_prefix_cache()
+    return Response(status_code=200)
 
 
 @router.get("/health")

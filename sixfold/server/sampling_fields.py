@@ -14,11 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from sixfold.config import ServerConfig
 from sixfold.errors import InvalidRequestError
 from sixfold.server.body import clip, kind_of, unknown_field
-from sixfold.types import SamplingParams
+from sixfold.types import MAX_CACHE_SALT, SamplingParams
 
 # Bounds that native code and the seed's arithmetic can hold; meaning is checked by SamplingParams.
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT)]
 
 
 def _wrong(name: str, value: Any, wanted: str) -> InvalidRequestError:
@@ -130,7 +131,6 @@ REFUSED: Mapping[str, Refusal] = {
     "spaces_between_special_tokens": Refusal(_one_of(True), "special tokens are always kept as the model writes them"),
     "kv_transfer_params": Refusal(_empty, "KV transfer is not supported"),
     "vllm_xargs": Refusal(_empty, "it is not supported"),
-    "cache_salt": Refusal(_empty, "it is not supported"),
     "service_tier": Refusal(_one_of("auto", "default"), "there is one service tier"),
     "store": Refusal(_one_of(False), "completions are not kept by this server"),
     "moderation": Refusal(_empty, "it is not supported"),
@@ -175,6 +175,7 @@ class SamplingFields(BaseModel):
     skip_special_tokens: bool = True
     return_tokens_as_token_ids: bool = False
     priority: Int32 = 0
+    cache_salt: CacheSalt | None = None
     # Labels for the caller's own books: they change nothing here, so they are welcome.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -200,7 +201,6 @@ class SamplingFields(BaseModel):
     spaces_between_special_tokens: Any = None
     kv_transfer_params: Any = None
     vllm_xargs: Any = None
-    cache_salt: Any = None
     service_tier: Any = None
     store: Any = None
     moderation: Any = None

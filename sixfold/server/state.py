@@ -18,6 +18,7 @@ from sixfold.metrics import Metrics
 from sixfold.server.body import clip
 from sixfold.server.generation import Generation, TokenPrompt
 from sixfold.server.openai import ChatTemplateFields, Prompt
+from sixfold.server.sampling_fields import SamplingFields
 from sixfold.types import SamplingParams
 
 T = TypeVar("T")
@@ -62,9 +63,10 @@ class ServerState:
             f"The model {clip(asked)!r} is not served here", remedy=f"Use {' or '.join(self.names)}", param="model"
         )
 
-    async def start(self, prompts: Sequence[TokenPrompt], params: SamplingParams, priority: int) -> Generation:
+    async def start(self, prompts: Sequence[TokenPrompt], params: SamplingParams, ask: SamplingFields) -> Generation:
         return await Generation.start(
-            self.engine, prompts, params, priority=priority, retry_after=self.retry_after
+            self.engine, prompts, params, priority=ask.priority, cache_salt=ask.cache_salt,
+            retry_after=self.retry_after,
         )  # fmt: skip
 
     async def tokenize(self, prompts: Sequence[Prompt], add_special: bool) -> list[TokenPrompt]:

@@ -91,6 +91,32 @@ def test_a_plot_needs_matplotlib_and_says_so_first(sixfold, chat_model: str, tmp
         assert sixfold(*command).exit_code == 0 and (tmp_path / "a/plot.svg").stat().st_size > 1000
 
 
+def test_kv(sixfold, sixfold_json, chat_model: str, tmp_path: Path) -> None:
+    shape = ("--requests", 40, "--history", 100, "--new-tokens", 8, "--repeats", 1, "--conversations", 3, "--turns", 2)
+    found = sixfold_json("bench", "kv", chat_model, *shape)
+    waste, prefix = found["waste"], found["prefix"]
+    assert (waste["requests"], waste["trace"], waste["preemptions"] >= 0) == (40, "drawn", True)
+    sizes = [one["tokens"] for one in waste["by_page_size"]]
+    shares = [one["waste"] for one in waste["by_page_size"]]
+    assert sizes == [16, 32, 128] and 0 < shares[0] < shares[1] < shares[2] < 1
+    assert prefix["first_token"]["cached_tokens"] in range(100, 108) and prefix["first_token"]["ttft_ms"] > 0
+    rate = prefix["conversations"]
+    assert 0 < rate["hit_rate"] <= rate["best_hit_rate"] < 1 and rate["looked_up"] == 3 * (64 + 32 + 64 + 96)
+    shown = sixfold("bench", "kv", chat_model, *shape).stdout
+    assert "128 tokens" in shown and "history known" in shown
+
+
+def test_kv_replays_a_trace(sixfold, sixfold_json, chat_model: str, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:15:{46 + i}.680590{i},{374 + i},{44 + i}" for i in range(5)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    found = sixfold_json("bench", "kv", chat_model, "--section", "waste", "--trace", trace)["waste"]
+    assert found["requests"] == 5 and found["trace"] == "trace.csv" and found["simulated_seconds"] > 4
+    assert found["prompt_tokens"] + found["new_tokens"] <= 5 * 256, "scaled to the context"
+    trace.write_text("a,b\n1,2\n")
+    assert "is no trace" in sixfold("bench", "kv", chat_model, "--section", "waste", "--trace", trace).output
+
+
 def test_serve_starts_a_server_loads_it_and_stops_it(sixfold_json, chat_model: str) -> None:
     shape = ("--prompt-tokens", "4,9", "--new-tokens", "2,6", "--token-ids", "1,200", "--requests", 6)
     found = sixfold_json("bench", "serve", chat_model, "--clients", 3, *shape, "--server-args", "--kv-memory 4M")
@@ -156,6 +182,9 @@ def test_tables(sixfold, chat_model: str) -> None:
         (["kernels", "--output", "/dev/null/x"], 1),
         (["serve", "--prompt-tokens", "9,2"], 2),
         (["growth", "--kv-memory", "1"], 1),
+        (["kv", "--section", "speed"], 2),
+        (["kv", "--section", "prefix"], 1),
+        (["kv", "--section", "waste", "--trace", "none.csv"], 1),
     ],
 )
 def test_mistakes(sixfold, chat_model: str, arguments: list[str], code: int) -> None:

@@ -168,6 +168,12 @@ def test_the_command_over_a_pipe(sixfold, chat_model: str) -> None:
     assert done.exit_code == 0 and done.stdout.strip() and "4 tokens" in done.stderr and "/256" in done.stderr
 
 
+def test_the_second_turn_says_what_was_cached(sixfold, chat_model: str) -> None:
+    script = "/set max_tokens 4\n/set seed 1\nhello\nand then\n"
+    assert "prompt tokens cached" in sixfold("chat", chat_model, input=script).stderr
+    assert "cached" not in sixfold("chat", chat_model, "--no-prefix-cache", input=script).stderr
+
+
 def test_a_base_model_is_refused(sixfold, base_model: str) -> None:
     done = sixfold("chat", base_model)
     assert done.exit_code == 1 and "no chat template" in done.stderr
@@ -175,6 +181,7 @@ def test_a_base_model_is_refused(sixfold, base_model: str) -> None:
 
 def test_a_server_decides_how_its_model_runs(sixfold) -> None:
     assert sixfold("chat", "--url", "http://127.0.0.1:9", "--threads", 1).exit_code == 2
+    assert sixfold("chat", "--url", "http://127.0.0.1:9", "--no-prefix-cache").exit_code == 2
     done = sixfold("chat", "--url", "http://127.0.0.1:9")
     assert done.exit_code == 1 and "Nothing answers at http://127.0.0.1:9" in done.stderr
 

@@ -24,6 +24,11 @@ def test_the_prompt_may_come_from_a_pipe(sixfold, chat_model: str, argument: tup
     assert sixfold("run", chat_model, *argument, *GREEDY, input="hello\n").stdout == given.stdout
 
 
+def test_the_prefix_cache_can_be_switched_off(sixfold, chat_model: str) -> None:
+    with_it, without = (sixfold("run", chat_model, "hi", *GREEDY, *more) for more in ((), ("--no-prefix-cache",)))
+    assert with_it.exit_code == without.exit_code == 0 and with_it.stdout == without.stdout
+
+
 def test_the_same_seed_gives_the_same_answer(sixfold, chat_model: str) -> None:
     answers = [sixfold("run", chat_model, "hi", "--max-tokens", 8, "--seed", seed).stdout for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]

@@ -59,6 +59,15 @@ def test_a_base_model_gets_a_completions_curl_and_a_key_is_not_printed(base_mode
         assert httpx.post(url, content=body).status_code == 401
 
 
+@pytest.mark.parametrize("switch", [(), ("--no-prefix-cache",)])
+def test_the_prefix_cache_can_be_switched_off(chat_model: str, switch: tuple[str, ...]) -> None:
+    with serving(chat_model, *switch) as (_, printed):
+        url = pasted(printed)[0].replace("/chat", "")
+        answers = [httpx.post(url, json={"prompt": [5] * 40, "max_tokens": 2}, timeout=20).json() for _ in range(2)]
+    details = [answer["usage"]["prompt_tokens_details"] for answer in answers]
+    assert details == ([None, None] if switch else [{"cached_tokens": 0}, {"cached_tokens": 39}])
+
+
 def test_a_taken_port_is_said_at_once(sixfold) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = sixfold("serve", "no-such-model", "--port", taken.getsockname()[1])

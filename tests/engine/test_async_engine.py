@@ -84,6 +84,17 @@ async def test_many_at_once_get_what_each_gets_alone(broad):
     assert all_free(broad)
 
 
+async def test_a_reset_comes_before_what_is_submitted_later(broad):
+    params = SamplingParams(max_tokens=3, ignore_eos=True, seed=1)
+    for wanted in (0, 49, 49):
+        assert (await collect(broad.generate([5] * 50, params))).num_cached_tokens == wanted
+    broad.reset_prefix_cache()
+    assert (await collect(broad.generate([5] * 50, params))).num_cached_tokens == 0
+    broad.shutdown()
+    with pytest.raises(EngineDeadError):
+        broad.reset_prefix_cache()
+
+
 async def test_deltas_come_one_token_at_a_time(engine):
     deltas = [delta async for delta in engine.generate([1], SamplingParams(max_tokens=5, ignore_eos=True))]
     assert [len(delta.outputs[0].token_ids) for delta in deltas] == [1] * 5

@@ -15,8 +15,8 @@ from sixfold.types import FinishedStats, SamplingParams, StepStats
 from tests.fakes import EOS, FakeExecutor, FakeTokenizer, fake_logits, make_core
 
 
-def submit(core, name, prompt, params, priority=0, arrival=0.0):
-    core.add(core.limits.accept(name, list(prompt), params, priority=priority, arrival=arrival))
+def submit(core, name, prompt, params, priority=0, arrival=0.0, salt=None):
+    core.add(core.limits.accept(name, list(prompt), params, priority=priority, arrival=arrival, cache_salt=salt))
 
 
 def drain(core, collectors=None, limit=20_000):
@@ -38,7 +38,7 @@ def step(core, collectors):
 
 
 def alone(prompt, params):
-    core = make_core(num_pages=256, max_num_batched_tokens=4096)
+    core = make_core(num_pages=256, max_num_batched_tokens=4096, prefix_cache=False)
     submit(core, "alone", prompt, params)
     return drain(core)["alone"]
 
@@ -58,6 +58,7 @@ class Arrival:
     prompt: tuple[int, ...]
     params: SamplingParams
     priority: int
+    salt: str | None
 
 
 @st.composite
@@ -75,25 +76,33 @@ def arrivals(draw):
         prompt_logprobs=draw(st.sampled_from([None, None, 1])),
         repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
     )
-    prompt = np.random.default_rng(draw(st.integers(0, 1000))).integers(0, 256, length)
-    return Arrival(draw(st.integers(0, 20)), tuple(prompt.tolist()), params, draw(st.integers(0, 1)))
+    # few beginnings, so that prompts share them, and leave them anywhere
+    prompt = np.random.default_rng(draw(st.sampled_from([0, 1]))).integers(0, 256, length)
+    prompt[draw(st.integers(0, length)) :] += draw(st.sampled_from([0, 1]))
+    salt = draw(st.sampled_from([None, None, "salt"]))
+    return Arrival(draw(st.integers(0, 20)), tuple((prompt % 256).tolist()), params, draw(st.integers(0, 1)), salt)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     requests=st.lists(arrivals(), min_size=1, max_size=6),
     num_pages=st.integers(8, 30),
     budget=st.integers(1, 80),
     seats=st.integers(1, 8),
+    prefix_cache=st.sampled_from([True, True, False]),
 )
-def test_same_tokens_in_any_company(requests, num_pages, budget, seats):
-    """Any batch, arrival, chunk size, seat count and memory (small: preemptions) gives what running alone gives."""
-    core = make_core(num_pages=num_pages, max_num_batched_tokens=budget, max_num_seqs=seats)
+def test_same_tokens_in_any_company(requests, num_pages, budget, seats, prefix_cache):
+    """Any batch, arrivals, chunks, seats, memory (small: preemptions) and cache give what running alone gives."""
+    core = make_core(
+        num_pages=num_pages, max_num_batched_tokens=budget, max_num_seqs=seats, prefix_cache=prefix_cache
+    )  # fmt: skip
     collectors = {}
     for at in range(21):
         for number, request in enumerate(requests):
             if request.step == at:
-                submit(core, str(number), request.prompt, request.params, request.priority, arrival=float(at))
+                submit(
+                    core, str(number), request.prompt, request.params, request.priority, float(at), request.salt
+                )  # fmt: skip
         step(core, collectors)
     results = drain(core, collectors)
     for number, request in enumerate(requests):
@@ -132,8 +141,9 @@ def test_a_wrong_page_would_be_noticed():
 # n > 1
 
 
-def test_choices_share_the_prompt_pages():
-    core = make_core(num_pages=64)
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_choices_share_the_prompt_pages(prefix_cache):
+    core = make_core(num_pages=64, prefix_cache=prefix_cache)
     submit(core, "a", [5] * 100, SamplingParams(n=4, max_tokens=5, ignore_eos=True, seed=1))
     collectors = {}
     step(core, collectors)
@@ -152,6 +162,84 @@ def test_choices_whose_sibling_is_gone_run_the_prompt_themselves():
     params = SamplingParams(n=3, max_tokens=3, ignore_eos=True, seed=1)
     submit(core, "a", [5] * 20, params)
     assert same(drain(core)["a"], alone([5] * 20, params))
+
+
+# Prefixes that are known
+
+
+def test_the_history_of_a_conversation_is_evaluated_once():
+    core = make_core(num_pages=256)
+    params = SamplingParams(max_tokens=20, ignore_eos=True, seed=1)
+    history, ran = list(range(50)), []
+    for turn in range(5):
+        before = sum(len(batch.tokens) for batch in core.runner.executor.batches)
+        submit(core, str(turn), history, params)
+        output = drain(core)[str(turn)]
+        assert same(output, alone(history, params))
+        ran.append(sum(len(batch.tokens) for batch in core.runner.executor.batches) - before)
+        assert output.num_cached_tokens == (len(history) - 31 if turn else 0)
+        history += [*output.outputs[0].token_ids, *range(100 + turn, 130 + turn)]
+    # 19 of the 20 new tokens are run; the last one belongs to the next turn
+    assert ran == [50 + 19, *[1 + 30 + 19] * 4]
+    stats = core.stats()
+    assert stats.prefix_queries == 50 + 100 + 150 + 200 + 250
+    assert stats.prefix_hits == stats.prefix_queries - 50 - 4 * 31
+
+
+def test_a_cached_prompt_with_choices():
+    core = make_core(num_pages=64)
+    params = SamplingParams(n=3, max_tokens=12, ignore_eos=True, seed=5, logprobs=1)
+    for name in "ab":
+        submit(core, name, [7] * 40, params)
+        output = drain(core)[name]
+        assert same(output, alone([7] * 40, params))
+        assert output.num_cached_tokens == (0 if name == "a" else 39)
+
+
+def test_without_the_cache_nothing_is_looked_for_or_kept():
+    core = make_core(prefix_cache=False)
+    params = SamplingParams(max_tokens=5, ignore_eos=True, seed=1)
+    for name in "ab":
+        submit(core, name, [7] * 40, params)
+        assert drain(core)[name].num_cached_tokens is None
+    core.reset_prefix_cache()
+    stats = core.stats()
+    assert (stats.kv_pages_cached, stats.kv_pages_free, stats.prefix_queries, stats.prefix_hits) == (0, 64, 0, 0)
+
+
+def test_a_reset_forgets_and_disturbs_nobody():
+    core = make_core()
+    params = SamplingParams(max_tokens=30, ignore_eos=True, seed=1)
+    submit(core, "a", [7] * 40, params)
+    collectors = {}
+    for _ in range(10):
+        step(core, collectors)
+    core.reset_prefix_cache()
+    core.cache.check_integrity()
+    assert same(drain(core, collectors)["a"], alone([7] * 40, params))
+    assert core.stats().kv_pages_cached == 0
+    submit(core, "b", [7] * 40, params)
+    assert drain(core)["b"].num_cached_tokens == 0
+
+
+def test_scored_prompts_are_run_whole_also_when_they_are_known():
+    core = make_core(num_pages=64)
+    params = SamplingParams(max_tokens=3, prompt_logprobs=1, seed=1)
+    for name in "ab":
+        submit(core, name, [7] * 100, params)
+        output = drain(core)[name]
+        assert same(output, alone([7] * 100, params)) and output.num_cached_tokens == 0
+
+
+def test_waste_is_measured_over_the_time_of_the_steps():
+    core = make_core(num_pages=64)
+    assert core.stats().kv_waste == 0
+    submit(core, "a", [7] * 40, SamplingParams(max_tokens=5, ignore_eos=True))
+    drain(core)
+    stats = core.stats()
+    assert 4 / 48 < stats.kv_waste < 8 / 48 + 0.02  # 3 pages that hold 40 to 44 tokens, and the notes about them
+    assert stats.kv_waste == pytest.approx(stats.kv_wasted_byte_seconds / stats.kv_allocated_byte_seconds)
+    assert (stats.kv_pages_used, stats.kv_pages_cached, stats.kv_empty_slots) == (0, 3, 4)
 
 
 # Stopping
@@ -327,6 +415,12 @@ def test_what_can_never_run_is_refused(prompt, params, error, says):
         core.limits.accept("a", prompt, SamplingParams(**params))
     assert raised.value.remedy
     assert raised.value.param
+
+
+@pytest.mark.parametrize("salt", ["", "x" * 257])
+def test_a_salt_has_a_length(salt):
+    with pytest.raises(InvalidRequestError, match="cache_salt"):
+        make_core().limits.accept("a", [1], SamplingParams(), cache_salt=salt)
 
 
 def test_the_longest_request_that_is_accepted_can_finish():

@@ -40,7 +40,7 @@ class Mirror:
             source = self.random.choice(list(self.content))
             tokens = self.random.randint(1, len(self.content[source]))
             target = PageTable()
-            self.cache.fork(source, tokens, target)
+            self.cache.adopt(target, source.pages[: pages_for(tokens)])
             self.content[target] = self.content[source][:tokens]
 
     def free(self) -> None:
@@ -105,11 +105,11 @@ def test_random_operations_never_damage_tokens(seed, num_pages, operations):
         mirror.check()
 
 
-def test_fork_shares_full_pages_and_copies_the_partial_one():
+def test_adoption_shares_full_pages_and_copies_the_partial_one():
     cache = KVCache(8)
     parent, child, copies = PageTable(), PageTable(), []
     assert cache.append(parent, 0, 40, copies)
-    cache.fork(parent, 40, child)
+    cache.adopt(child, parent.pages)
     assert cache.counts().shared == 3
     assert cache.append(child, 40, 41, copies)
     assert copies == [(parent.pages[2], child.pages[2])]
@@ -121,11 +121,11 @@ def test_fork_shares_full_pages_and_copies_the_partial_one():
     assert cache.counts().used == 3
 
 
-def test_fork_at_a_page_boundary_copies_nothing():
+def test_adoption_at_a_page_boundary_copies_nothing():
     cache = KVCache(8)
     parent, child, copies = PageTable(), PageTable(), []
     assert cache.append(parent, 0, 40, copies)
-    cache.fork(parent, 32, child)
+    cache.adopt(child, parent.pages[:2])
     assert cache.append(child, 32, 33, copies)
     assert copies == []
     assert len(child.pages) == 3
@@ -141,7 +141,70 @@ def test_free_may_be_repeated():
     assert cache.num_free == 2
 
 
-@pytest.mark.parametrize("damage", ["leak", "double free", "lost reference", "held"])
+class Oldest:
+    """A keeper that gives up pages in the order in which they became idle."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache, self.pages = cache, []
+        cache.keeper = self
+
+    def idle(self, page: int) -> None:
+        self.pages.append(page)
+
+    def evict(self) -> None:
+        self.cache.forget(self.pages.pop(0))
+
+    def check_integrity(self) -> None:
+        assert len(self.pages) == self.cache.num_idle
+
+
+def test_kept_pages_can_be_had_but_free_ones_go_first():
+    cache = KVCache(4)
+    keeper, table, copies = Oldest(cache), PageTable(), []
+    assert cache.append(table, 0, 32, copies)
+    kept = table.pages.tolist()
+    for page in kept:
+        cache.keep(page)
+    assert (cache.num_free, cache.counts().used, cache.counts().shared) == (2, 2, 0)
+    cache.free(table)
+    counts = cache.counts()
+    assert (counts.used, counts.cached, counts.free, cache.num_free) == (0, 2, 2, 4)
+    cache.check_integrity()
+    other = PageTable()
+    assert cache.append(other, 0, 32, copies)
+    assert not set(kept) & set(other.pages)
+    assert not cache.append(PageTable(), 0, 48, copies)
+    assert cache.append(other, 32, 33, copies)
+    assert other.pages[-1] in kept and cache.num_idle == 1 and len(keeper.pages) == 1
+    cache.check_integrity()
+
+
+def test_nobody_writes_into_a_kept_page():
+    cache = KVCache(4)
+    Oldest(cache)
+    table, copies = PageTable(), []
+    assert cache.append(table, 0, 20, copies)
+    kept = table.pages[1]
+    cache.keep(kept)
+    assert cache.append(table, 20, 21, copies)
+    assert copies == [(kept, table.pages[1])] and table.pages[1] != kept
+    assert cache.idles(kept)
+    cache.check_integrity()
+
+
+def test_a_page_is_replaced_by_the_kept_one():
+    cache = KVCache(4)
+    Oldest(cache)
+    one, two = PageTable(), PageTable()
+    assert cache.append(one, 0, 16, []) and cache.append(two, 0, 17, [])
+    cache.keep(one.pages[0])
+    cache.replace(two, 0, one.pages[0])
+    cache.replace(one, 0, one.pages[0])
+    assert one.pages[0] == two.pages[0] and cache.counts().shared == 1 and cache.num_free == 2
+    cache.check_integrity()
+
+
+@pytest.mark.parametrize("damage", ["leak", "double free", "lost reference", "held", "kept", "idle"])
 def test_integrity_check_notices(damage):
     cache = KVCache(4)
     table = PageTable()
@@ -152,7 +215,11 @@ def test_integrity_check_notices(damage):
         cache._free.append(table.pages[0])
     elif damage == "lost reference":
         cache._references[table.pages[0]] += 1
-    else:
+    elif damage == "held":
         cache.held += 1
+    elif damage == "kept":
+        cache._kept[table.pages[0]] = True
+    else:
+        cache.num_idle += 1
     with pytest.raises(AssertionError):
         cache.check_integrity()

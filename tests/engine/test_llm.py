@@ -91,3 +91,21 @@ def test_streams_may_be_read_in_turns_and_left():
 def test_unknown_options_are_named():
     with pytest.raises(ConfigError, match="gpu_memory_utilization"):
         LLM("smollm2", gpu_memory_utilization=0.9)
+
+
+def test_known_prefixes_and_salts():
+    llm = make_llm()
+    prompt = {"prompt_token_ids": [7] * 40}
+
+    def cached(**fields):
+        (output,) = llm.generate({**prompt, **fields}, PARAMS)
+        assert same(output, alone([7] * 40, PARAMS))
+        return output.num_cached_tokens
+
+    assert [cached(), cached(), cached(cache_salt="a"), cached(cache_salt="a")] == [0, 39, 0, 39]
+    llm.reset_prefix_cache()
+    assert cached(cache_salt="a") == 0
+    with pytest.raises(InvalidRequestError, match="cache_salt"):
+        llm.generate({**prompt, "cache_salt": ""}, PARAMS)
+    off = make_llm(prefix_cache=False)
+    assert [off.generate(prompt, PARAMS)[0].num_cached_tokens for _ in range(2)] == [None, None]

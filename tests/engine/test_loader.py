@@ -35,6 +35,13 @@ def test_kv_memory_bounds_the_pages_and_the_seats_do_too(model):
     assert large.limits.max_model_len == 64
 
 
+def test_the_prefix_cache_is_on_unless_it_is_switched_off(model):
+    prompt, params = {"prompt_token_ids": list(range(50))}, SamplingParams(max_tokens=1, ignore_eos=True)
+    for options, wanted in (({}, [0, 49]), ({"prefix_cache": False}, [None, None])):
+        with LLM(model, max_num_seqs=2, kv_memory=1 << 20, **options) as llm:
+            assert [llm.generate(prompt, params)[0].num_cached_tokens for _ in range(2)] == wanted
+
+
 @pytest.mark.parametrize(("options", "says"), [({"max_model_len": 1 << 30}, "trained for"), ({"kv_memory": 1}, "page")])
 def test_what_does_not_fit_says_which_option_to_change(model, options, says):
     with pytest.raises(ConfigError, match=says) as raised:

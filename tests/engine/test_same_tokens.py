@@ -1,6 +1,6 @@
 """Same tokens, always: a request's tokens and log-probabilities, bit for bit, whatever runs beside it.
 
-The plain path is one request alone, its prompt in one chunk, one thread. Everything else must equal it.
+The plain path is one request alone, its prompt in one chunk, one thread, no cache. Everything else must equal it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sixfold.compile import Plan, build
 from sixfold.engine.collect import Collector
 from sixfold.engine.core import EngineCore
+from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.runtime.native import NativeExecutor
 from sixfold.types import RequestOutput, SamplingParams
 from sixfold.weights.model_file import ModelFile, open_model
@@ -25,11 +26,13 @@ from tests.tiny_models import write_gguf
 Prompts = list[tuple[list[int], SamplingParams]]
 
 
-def core(plan: Plan, *, threads: int = 1, pages: int = 400, budget: int = 512, seqs: int = 64) -> EngineCore:
+def core(
+    plan: Plan, *, threads: int = 1, pages: int = 400, budget: int = 512, seqs: int = 64, cached: bool = False
+) -> EngineCore:
     executor = NativeExecutor(plan, num_pages=pages, max_tokens=budget, threads=threads)
     return EngineCore(
         executor, FakeTokenizer(), max_model_len=min(plan.context, 2048), max_num_seqs=seqs,
-        max_num_batched_tokens=budget,
+        max_num_batched_tokens=budget, prefix_root=PrefixRoot("plan") if cached else None,
     )  # fmt: skip
 
 
@@ -79,10 +82,16 @@ def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @st.composite
 def workloads(draw: st.DrawFn) -> Prompts:
-    """A few requests: greedy and sampled, short and long, some with choices, log-probabilities and penalties."""
-    prompts = []
+    """A few requests: greedy and sampled, short and long, some with choices, log-probabilities and penalties.
+
+    Many begin like one before them, for any number of tokens.
+    """
+    prompts: Prompts = []
     for _ in range(draw(st.integers(1, 7))):
         ids = draw(st.lists(st.integers(0, 250), min_size=1, max_size=90))
+        if prompts and draw(st.booleans()):
+            before = draw(st.sampled_from(prompts))[0]
+            ids = (before[: draw(st.integers(0, len(before)))] + ids)[:90]
         greedy = draw(st.booleans())
         params = SamplingParams(
             temperature=0.0 if greedy else draw(st.sampled_from([0.7, 1.0, 1.5])),
@@ -111,6 +120,7 @@ def test_batches_chunks_threads_and_preemption_change_no_bit(plan: Plan, prompts
         pages=data.draw(st.sampled_from([tight, 2 * tight, 400])),
         budget=data.draw(st.sampled_from([1, 5, 16, 33, 512])),
         seqs=data.draw(st.sampled_from([1, 3, 64])),
+        cached=data.draw(st.booleans()),
     )
     got = [essence(output) for output in run(engine, prompts, arrivals)]
     assert got == wanted
@@ -132,6 +142,61 @@ def test_smollm2_in_a_crowd_writes_what_it_writes_alone(smollm2: ModelFile) -> N
     engine = core(plan, threads=2, pages=40, budget=48)  # too few pages for all: some are preempted
     got = run(engine, prompts, [rng.randrange(10) for _ in prompts])
     assert engine.scheduler.preemptions > 0
+    assert [essence(output) for output in got] == wanted
+
+
+def test_a_known_beginning_changes_no_bit(plan: Plan) -> None:
+    """Every length of a known beginning: within a page and at its border, whole, beyond where attention splits keys."""
+    rng = random.Random(2)
+    known = [rng.randrange(250) for _ in range(150)]
+    params = SamplingParams(temperature=0.9, max_tokens=6, logprobs=2, ignore_eos=True)
+    prompts: Prompts = [(known, params)]
+    for length in (1, 15, 16, 17, 31, 32, 127, 128, 129, 149, 150):
+        prompts.append((known[:length] + [rng.randrange(250) for _ in range(rng.choice((1, 5, 40)))], params))
+    engine = core(plan, threads=2, cached=True)
+    for index, prompt in enumerate(prompts):
+        (output,) = run(engine, [prompt], [0])
+        assert essence(output) == alone(plan, [prompt])[0]
+        assert output.num_cached_tokens is not None
+        assert index == 0 or output.num_cached_tokens >= min(prompts[index][0] != known, len(prompt[0]) - 1)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("budget", [512, 48])
+def test_a_conversation_of_smollm2_is_the_same_with_and_without_the_cache(smollm2: ModelFile, budget: int) -> None:
+    """Turns of two conversations with one system prompt: also evaluated once only, and in chunks."""
+    plan = build(smollm2)
+    rng = random.Random(3)
+    system = [rng.randrange(3, 49000) for _ in range(45)]
+    params = SamplingParams(temperature=0.7, max_tokens=20, logprobs=2, ignore_eos=True)
+    cached, plain = (core(plan, threads=2, budget=budget, cached=cached) for cached in (True, False))
+    for conversation in range(2):
+        history = list(system)
+        for turn in range(4):
+            history += [rng.randrange(3, 49000) for _ in range(25)]
+            (output,), (wanted,) = (run(engine, [(history, params)], [0]) for engine in (cached, plain))
+            assert essence(output) == essence(wanted)
+            assert output.num_cached_tokens == (len(history) - 26 if turn else 45 * conversation)
+            history += output.outputs[0].token_ids
+
+
+@pytest.mark.model
+def test_a_crowd_on_smollm2_is_the_same_with_the_cache(smollm2: ModelFile) -> None:
+    """Shared beginnings, several choices, chunks, and too little memory: some are preempted, pages are evicted."""
+    plan = build(smollm2)
+    rng = random.Random(4)
+    known = [rng.randrange(3, 49000) for _ in range(70)]
+    prompts: Prompts = [
+        (
+            known[: rng.randrange(71)] + [rng.randrange(3, 49000) for _ in range(rng.randrange(1, 50))],
+            SamplingParams(temperature=0.8 * (i % 2), max_tokens=24, logprobs=2, n=1 + i % 3, ignore_eos=True),
+        )
+        for i in range(16)
+    ]
+    wanted = alone(plan, prompts)
+    engine = core(plan, threads=2, pages=30, budget=48, cached=True)
+    got = run(engine, prompts, [rng.randrange(60) for _ in prompts])
+    assert engine.scheduler.preemptions > 0 and engine.prefixes.evictions > 0 and engine.prefixes.hits > 100
     assert [essence(output) for output in got] == wanted
 
 

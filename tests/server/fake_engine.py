@@ -122,7 +122,13 @@ class FakeEngine:
         self.running: set[str] = set()
         self.aborted: list[str] = []
         self.calls: list[tuple[list[int], SamplingParams, int]] = []
+        self.salts: list[str | None] = []
+        self.resets = 0
+        self.cached_tokens: int | None = 2
         self._ids = itertools.count()
+
+    def reset_prefix_cache(self) -> None:
+        self.resets += 1
 
     def validate(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if not prompt_ids:
@@ -144,6 +150,7 @@ class FakeEngine:
         request_id: str | None = None,
         priority: int = 0,
         prompt: str | None = None,
+        cache_salt: str | None = None,
     ) -> FakeStream:
         self.validate(prompt_ids, params)
         if self.dead:
@@ -151,6 +158,7 @@ class FakeEngine:
         if self.draining or len(self.running) >= self.max_queue:
             raise OverloadedError("The queue is full", remedy="Try again later")
         self.calls.append((list(prompt_ids), params, priority))
+        self.salts.append(cache_salt)
         request_id = request_id or f"fake-{next(self._ids)}"
         self.running.add(request_id)
         return FakeStream(self, request_id, self._script(request_id, tuple(prompt_ids), params, prompt))
@@ -178,7 +186,7 @@ class FakeEngine:
             before = None
             if params.prompt_logprobs is not None and step == 0:
                 before = (None, *(_position(i, params.prompt_logprobs) for i in prompt_ids[1:]))
-            scripted.append(RequestOutput(request_id, prompt_ids, choices, last, prompt, before, 2))
+            scripted.append(RequestOutput(request_id, prompt_ids, choices, last, prompt, before, self.cached_tokens))
         return scripted
 
     async def drain(self, timeout: float) -> bool:
@@ -196,7 +204,9 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return EngineStats(
             running=len(self.running), waiting=0, requests=len(self.running), queued=0, kv_pages_total=100,
-            kv_pages_used=25, kv_pages_shared=0, kv_empty_slots=3, prompt_tokens=0, generation_tokens=0,
+            kv_pages_used=25, kv_pages_cached=40, kv_pages_shared=2, kv_empty_slots=3, kv_waste=0.015,
+            kv_wasted_byte_seconds=3.0, kv_allocated_byte_seconds=200.0, prefix_queries=200, prefix_hits=128,
+            prefix_evictions=7, prompt_tokens=0, generation_tokens=0,
             preemptions=4, steps=0, finished=0,
         )  # fmt: skip
 

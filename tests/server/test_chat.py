@@ -245,3 +245,37 @@ async def test_a_full_queue(client: httpx.AsyncClient, engine: FakeEngine) -> No
     engine.max_queue = 0
     response = await chat(client)
     assert response.status_code == 429 and response.headers["retry-after"] == "1"
+
+
+async def test_a_salt_goes_to_the_engine(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for salt in ("tenant-1", "x" * 256, "ä", None):
+        assert (await chat(client, cache_salt=salt)).status_code == 200
+        assert engine.salts[-1] == salt
+    ask = {"prompt": ["a", "b"], "cache_salt": "tenant-1"}
+    assert (await client.post("/v1/completions", json=ask)).status_code == 200
+    assert engine.salts[-2:] == ["tenant-1"] * 2
+
+
+@pytest.mark.parametrize("salt", ["", "x" * 257, 7, True, ["a"], {"a": 1}])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bad_salt_is_refused(client: httpx.AsyncClient, engine: FakeEngine, salt: Any, stream: bool) -> None:
+    response = await chat(client, cache_salt=salt, stream=stream)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "cache_salt") and not engine.calls
+
+
+async def test_cached_tokens_are_part_of_the_usage_only_where_there_is_a_cache(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    for cached, details in ((0, {"cached_tokens": 0}), (7, {"cached_tokens": 7}), (None, None)):
+        engine.cached_tokens = cached
+        assert (await chat(client)).json()["usage"]["prompt_tokens_details"] == details
+        streamed = events(await chat(client, stream=True, stream_options={"include_usage": True}))
+        assert streamed[-1]["usage"]["prompt_tokens_details"] == details
+        ask = {"prompt": ["a", "b"], "max_tokens": 1}
+        twice = None if cached is None else {"cached_tokens": 2 * cached}
+        answer = (await client.post("/v1/completions", json=ask)).json()
+        assert answer["usage"]["prompt_tokens_details"] == twice
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        streamed = events(await client.post("/v1/completions", json={**ask, **options}))
+        assert streamed[-1]["usage"]["prompt_tokens_details"] == twice

@@ -97,6 +97,54 @@ async def test_metrics_come_from_the_engine(client: httpx.AsyncClient) -> None:
     assert 'vllm:request_success_total{engine="0",finished_reason="length",model_name="fake"} 1.0' in text
 
 
+async def cached(client: httpx.AsyncClient, **fields: Any) -> int:
+    response = await client.post("/v1/chat/completions", json={"max_tokens": 8, "seed": 1, **fields})
+    assert response.status_code == 200, response.text
+    return int(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def asks(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+
+
+async def test_a_second_turn_and_other_tenants(client: httpx.AsyncClient) -> None:
+    first = asks("tell me about " + "the sea " * 20)
+    assert await cached(client, messages=first) == 0
+    prompt = len(b"user:  assistant: ") + len(first[0]["content"])
+    assert await cached(client, messages=first) == prompt - 1  # the last one is run for its logits
+    longer = [*first, *asks("x", "answer", "and then?")[1:]]
+    assert await cached(client, messages=longer) == prompt
+    assert await cached(client, messages=longer, cache_salt="a") == 0
+    assert await cached(client, messages=longer, cache_salt="b") == 0
+    assert await cached(client, messages=longer, cache_salt="b") > prompt
+    text = (await client.get("/metrics")).text
+    hits = next(line for line in text.splitlines() if line.startswith("vllm:prefix_cache_hits_total{"))
+    assert float(hits.split()[-1]) > 3 * prompt
+    assert 'sixfold:kv_cache_waste_ratio{engine="0",model_name="fake"} 0.' in text
+
+
+async def test_a_reset_forgets_all(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    ask = asks("hello " * 30)
+    for _ in range(2):
+        assert await cached(client, messages=ask) == 0
+        assert engine.stats().kv_pages_cached > 0
+        response = await client.post("/reset_prefix_cache")
+        assert (response.status_code, response.content) == (200, b"")
+    assert (await client.get("/reset_prefix_cache")).status_code == 405
+
+
+async def test_without_a_cache_the_usage_has_no_details_and_a_reset_is_fine() -> None:
+    engine = make_async_engine(prefix_cache=False)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(engine, ServerConfig())), base_url="http://test"
+    ) as client:
+        for _ in range(2):
+            answer = (await client.post("/v1/completions", json={"prompt": "x" * 50, "cache_salt": "a"})).json()
+            assert answer["usage"]["prompt_tokens_details"] is None
+        assert (await client.post("/reset_prefix_cache")).status_code == 200
+    engine.shutdown()
+
+
 async def test_a_dropped_stream_frees_its_pages(engine: AsyncEngine, metrics: Metrics) -> None:
     app = create_app(engine, ServerConfig(), metrics=metrics)
     body = json.dumps({"prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True}).encode()

@@ -38,6 +38,7 @@ def main() -> None:
         max_num_seqs=options.sequences,
         max_model_len=options.context,
         kv_memory=2 << 30,
+        prefix_cache=False,
     )
     loaded = load_engine(config, listener)
     executor = loaded.core.runner.executor

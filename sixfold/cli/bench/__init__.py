@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sixfold.cli.bench import growth, kernels, latency, serve, start, throughput
+from sixfold.cli.bench import growth, kernels, kv, latency, serve, start, throughput
 
 app = typer.Typer(help="Measure how fast a model runs on this machine.", no_args_is_help=True)
 
@@ -23,3 +23,4 @@ app.command()(throughput.throughput)
 app.command()(growth.growth)
 app.command()(serve.serve)
 app.command()(start.start)
+app.command()(kv.kv)

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 
 
 def load(model: str, accept_license: bool, **flags: Any) -> Bench:
-    """``flags``: fields of the engine's settings; None was not given."""
+    """``flags``: fields of the engine's settings; None was not given.
+
+    Without a prefix cache: these benchmarks ask the same prompts again and again, and mean to compute them.
+    """
     from sixfold import config
     from sixfold.cli.fetch import fetch
     from sixfold.cli.timing import Bench
 
-    settings: EngineConfig = config.load(config.EngineConfig, "engine", {"model": model, **flags})
+    settings: EngineConfig = config.load(
+        config.EngineConfig, "engine", {"model": model, "prefix_cache": False, **flags}
+    )
     fetch(settings.model, accept_license=accept_license)
     with console.busy(f"Loading {settings.model}"):
         return Bench(settings)

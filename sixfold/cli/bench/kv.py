@@ -1,0 +1,150 @@
+"""``sixfold bench kv``: how much KV memory is wasted, and what the prefix cache saves.
+
+Owns: its options and tables. Must not know: how anything is simulated (``cli/replay.py``) or timed (``cli/reuse.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sixfold.cli import console
+from sixfold.cli.bench.output import Output, circumstances, finish
+from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, MaxModelLen, Model, Threads
+
+if TYPE_CHECKING:
+    from sixfold.config import EngineConfig
+
+SECTIONS = ("waste", "prefix")
+PAGE_SIZES = (16, 32, 128)  # what is run, and what it would be otherwise
+
+
+def kv(
+    model: Model,
+    section: Annotated[str | None, typer.Option(metavar="NAME", help="waste or prefix; default: both.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Waste: requests in the columns of the Azure traces; default: drawn ones."),
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Waste: requests of the trace.")] = 2000,
+    step_ms: Annotated[float, typer.Option(min=0.001, help="Waste: what a simulated step takes.")] = 3.0,
+    token_ms: Annotated[float, typer.Option(min=0.0, help="Waste: and each token in it.")] = 0.1,
+    history: Annotated[int, typer.Option(min=1, help="Prefix: tokens of a conversation so far.")] = 2000,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Prefix: tokens after them.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Prefix: rounds; the medians are shown.")] = 5,
+    conversations: Annotated[int, typer.Option(min=1, help="Prefix: conversations at the same time.")] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="Prefix: turns of each.")] = 5,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1, help="Sequences in one step.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws lengths and tokens.")] = 0,
+    max_model_len: MaxModelLen = None,
+    kv_memory: KVMemory = None,
+    kv_format: KVFormat = None,
+    threads: Threads = None,
+    isa: Isa = None,
+    accept_license: AcceptLicense = False,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """Wasted KV memory over a trace, and the time to the first token with a known prefix."""
+    if section is not None and section not in SECTIONS:
+        raise typer.BadParameter(f"{section!r} is none of {', '.join(SECTIONS)}", param_hint="--section")
+    from sixfold import config
+    from sixfold.cli.fetch import fetch
+
+    flags = {
+        "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory, "kv_format": kv_format,
+        "max_num_seqs": max_num_seqs,
+        "threads": threads, "isa": isa, "prefix_cache": True,
+    }  # fmt: skip
+    settings = config.load(config.EngineConfig, "engine", flags)
+    fetch(settings.model, accept_license=accept_license)
+    result = {"bench": "kv", **circumstances(model=settings.model, threads=threads, isa=isa), "seed": seed}
+    if section in (None, "waste"):
+        result["waste"] = _waste(settings, trace, requests, seed, step_ms / 1000, token_ms / 1000)
+    if section in (None, "prefix"):
+        result |= _prefix(settings, (history, new_tokens, repeats), (conversations, turns), seed)
+    if not finish(result, output, json):
+        return
+    if "waste" in result:
+        _print_waste(result["waste"])
+    if "prefix" in result:
+        _print_prefix(result["prefix"])
+
+
+def _waste(
+    settings: EngineConfig, file: Path | None, requests: int, seed: int, step: float, token: float
+) -> dict[str, Any]:  # fmt: skip
+    from sixfold import store
+    from sixfold.bench import trace
+    from sixfold.cli.model_card import read_card
+    from sixfold.cli.replay import Machine, Replay
+    from sixfold.engine.loader import num_pages
+
+    arrivals = trace.draw(requests, seed) if file is None else trace.read(file, requests)
+    card = read_card(store.resolve(settings.model), settings.kv_format)
+    pages = num_pages(card.kv_page_bytes, settings, settings.max_model_len or card.context)
+    longest = min(settings.max_model_len or card.context, pages * PAGE_SIZES[0])
+    machine = Machine(
+        pages, card.kv_page_bytes, settings.max_num_seqs, settings.max_num_batched_tokens, step, token
+    )  # fmt: skip
+    with console.steps("Waste", len(arrivals)) as report:
+        found = Replay(machine, PAGE_SIZES).run(trace.scaled(arrivals, longest), report)
+    source = "drawn" if file is None else file.name
+    return {"trace": source, "step_ms": 1000 * step, "token_ms": 1000 * token, **found}
+
+
+def _prefix(
+    settings: EngineConfig, history: tuple[int, int, int], conversations: tuple[int, int], seed: int
+) -> dict[str, Any]:  # fmt: skip
+    """With what it was run on in place of what was asked for."""
+    from sixfold.cli.reuse import Conversations, first_token, hit_rate
+    from sixfold.cli.timing import Bench
+
+    with console.busy(f"Loading {settings.model}"):
+        bench = Bench(settings)
+    load = Conversations(*conversations)
+    with console.steps("First token", history[2]) as report:
+        first = first_token(bench, *history, report)
+    with console.steps("Conversations", load.turns) as report:
+        rate = hit_rate(bench, load, seed, report)
+    return {"threads": bench.threads, "isa": bench.isa, "prefix": {"first_token": first, "conversations": rate}}
+
+
+def _print_waste(found: dict[str, Any]) -> None:
+    console.table(
+        "Waste",
+        ("pages of", "wasted"),
+        [(f"{one['tokens']} tokens", _percent(one["waste"])) for one in found["by_page_size"]],
+        note=f"Pages of sequences, {found['requests']} requests ({found['trace']}), in simulated time: "
+        f"{found['step_ms']:g} ms a step and {found['token_ms']:g} ms a token.\n"
+        f"{found['mean_pages_of_sequences']:.0f} of {found['pages']} pages in use on average, "
+        f"{found['preemptions']} preemptions.",
+    )
+    typer.echo(f"All that is allocated, with what the prefix cache keeps: {_percent(found['waste'])}.\n")
+
+
+def _print_prefix(found: dict[str, Any]) -> None:
+    first, rate = found["first_token"], found["conversations"]
+    shares = f"{_percent(rate['hit_rate'])} (at best {_percent(rate['best_hit_rate'])})"
+    console.facts(
+        f"First token after {first['history_tokens']} + {first['new_tokens']} tokens, medians of {first['repeats']}",
+        [
+            ("all new", f"{first['ttft_without_ms']:.1f} ms"),
+            ("history known", f"{first['ttft_ms']:.1f} ms ({first['cached_tokens']} tokens cached)"),
+            ("faster", f"{first['times_faster']:.1f} times"),
+        ],
+    )
+    console.facts(
+        f"\n{rate['conversations']} conversations of {rate['turns']} turns, {rate['system_tokens']} tokens in common",
+        [
+            ("looked up", f"{rate['looked_up']} tokens"),
+            ("found", f"{rate['found']} tokens, {shares}"),
+            ("evicted", f"{rate['evictions']} pages"),
+        ],
+    )  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"

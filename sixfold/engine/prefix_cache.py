@@ -1,0 +1,252 @@
+"""Keeps the pages of sequences findable by their tokens, so that another sequence can begin with them.
+
+Owns: what is kept, found and given up. Must not know: scheduling, the model, or the memory behind a page.
+
+A full page is entered when it has filled, the partly filled last one when its sequence ends or is preempted. A new
+sequence begins with the pages of its longest known prefix; the page in which it leaves that prefix is shared too, and
+copied before it is written (``KVCache.append``): nobody writes into a page that the cache or a second table holds.
+
+    A, running    [ page 4 | page 9 | page 1 . . ]     4 and 9 are entered
+    B, begins     [ page 4 | page 9'. . ]              the same first page; 9' is a copy, since B leaves A within 9
+
+KV is the same bit for bit however it was computed, so it does not matter whose page is kept.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import NamedTuple, Protocol
+
+from sixfold.engine.eviction import EvictionOrder
+from sixfold.engine.kv_cache import KVCache, PageTable, pages_for
+from sixfold.engine.prefix_key import PrefixRoot, pack
+from sixfold.engine.prefix_tree import NO_PAGE, Entry, PrefixTree
+from sixfold.engine.sequence import Sequence
+from sixfold.runtime.batch import PAGE_SIZE
+
+
+class Beginning(NamedTuple):
+    """Pages that hold the first ``tokens`` positions of a sequence; the last one may hold others after them."""
+
+    pages: array[int]
+    tokens: int
+    entry: Entry | None = None  # of the last full page: where the sequence goes on entering; None: it does not
+    path: tuple[Entry, ...] = ()  # the entries that were found
+
+    def whole_pages(self) -> Beginning:
+        """Without the page that would have to be copied."""
+        full = self.tokens // PAGE_SIZE
+        return Beginning(self.pages[:full], full * PAGE_SIZE, self.entry, self.path[:full])
+
+
+NOTHING_FOUND = Beginning(array("i"), 0)
+
+
+class Prefixes(Protocol):
+    """What the scheduler asks of a prefix cache. Sequences come and go between its calls."""
+
+    on: bool
+    queries: int  # tokens looked up by sequences that began
+    hits: int  # tokens of them that were found
+    evictions: int  # pages
+
+    @property
+    def num_entries(self) -> int: ...
+    @property
+    def empty_slots(self) -> int: ...
+    def find(self, sequence: Sequence, limit: int, /) -> Beginning: ...
+    def forked(self, source: Sequence, tokens: int, /) -> Beginning: ...
+    def begun(self, sequence: Sequence, beginning: Beginning, /) -> None: ...
+    def filled(self, sequence: Sequence, /) -> None: ...
+    def ended(self, sequence: Sequence, /) -> None: ...
+    def reset(self) -> None: ...
+
+
+class NoPrefixCache:
+    """Finds nothing and keeps nothing."""
+
+    on = False
+    queries = hits = evictions = 0
+    num_entries = empty_slots = 0
+
+    def find(self, sequence: Sequence, limit: int, /) -> Beginning:
+        return NOTHING_FOUND
+
+    def forked(self, source: Sequence, tokens: int, /) -> Beginning:
+        return _fork(source, tokens, None)
+
+    def begun(self, sequence: Sequence, beginning: Beginning, /) -> None:
+        pass
+
+    def filled(self, sequence: Sequence, /) -> None:
+        pass
+
+    def ended(self, sequence: Sequence, /) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+
+class PrefixCache:
+    on = True
+
+    def __init__(self, cache: KVCache, root: PrefixRoot) -> None:
+        self._cache = cache
+        self._root = root
+        self._tree = PrefixTree()
+        self._order = EvictionOrder(cache.num_pages)
+        self._by_page: list[Entry | None] = [None] * cache.num_pages
+        self.queries = self.hits = self.evictions = 0
+        cache.keeper = self
+
+    @property
+    def num_entries(self) -> int:
+        return len(self._tree)
+
+    @property
+    def empty_slots(self) -> int:
+        return self._tree.empty_slots
+
+    # What the scheduler calls.
+
+    def find(self, sequence: Sequence, limit: int, /) -> Beginning:
+        """The longest known prefix of the sequence, at most ``limit`` tokens; takes nothing yet."""
+        entry = self._tree.root(self._root.salted(sequence.request.cache_salt))
+        tokens = sequence.token_ids
+        pages: array[int] = array("i")
+        path: list[Entry] = []
+        at = 0
+        while at + PAGE_SIZE <= limit:
+            found = self._tree.find(entry, pack(tokens[at : at + PAGE_SIZE]))
+            if found is None:
+                break
+            entry = found
+            pages.append(entry.page)
+            path.append(entry)
+            at += PAGE_SIZE
+        last = self._tree.longest(entry, pack(tokens[at : min(at + PAGE_SIZE, limit)]))
+        if last is not None:
+            pages.append(last[0].page)
+            path.append(last[0])
+            at += last[1]
+        return Beginning(pages, at, entry, tuple(path))
+
+    def forked(self, source: Sequence, tokens: int, /) -> Beginning:
+        """What a choice shares with another one of its request."""
+        entry = self._live(source)
+        while entry is not None and entry.depth > tokens // PAGE_SIZE:
+            entry = entry.parent
+        return _fork(source, tokens, entry)
+
+    def begun(self, sequence: Sequence, beginning: Beginning, /) -> None:
+        """The sequence's table has the pages now."""
+        sequence.prefix = beginning.entry
+        for entry in beginning.path:
+            self._order.used(entry)
+        if sequence.num_cached_tokens is None:  # not when it comes back after a preemption
+            sequence.num_cached_tokens = beginning.tokens if sequence.index == 0 else 0
+            if sequence.index == 0 and sequence.skippable:  # its siblings share by forks
+                self.queries += len(sequence.token_ids)
+                self.hits += beginning.tokens
+
+    def filled(self, sequence: Sequence, /) -> None:
+        """Enters the pages that have filled up. A page that is known already is replaced by the one that is kept."""
+        entry = self._live(sequence)
+        full = sequence.num_computed // PAGE_SIZE
+        while entry is not None and entry.depth < full:
+            start = entry.depth * PAGE_SIZE
+            entry = self._enter(entry, pack(sequence.token_ids[start : start + PAGE_SIZE]), sequence.table)
+        sequence.prefix = entry
+
+    def ended(self, sequence: Sequence, /) -> None:
+        """Enters the partly filled last page; the sequence is about to let go of all."""
+        entry = self._live(sequence)
+        sequence.prefix = None
+        if entry is None:
+            return
+        tokens = pack(sequence.token_ids[entry.depth * PAGE_SIZE : sequence.num_computed])
+        if tokens and not self._tree.extended(entry, tokens):
+            self._enter(entry, tokens, sequence.table)
+
+    def reset(self) -> None:
+        """Forgets everything. Sequences that run keep their pages, and enter nothing more."""
+        for entry in list(self._tree):
+            self._by_page[entry.page] = None
+            self._cache.forget(entry.page)
+        self._tree.clear()
+        self._order.clear()
+
+    # What the KV cache calls.
+
+    def idle(self, page: int, /) -> None:
+        """No sequence reads the page any more."""
+        entry = self._entry(page)
+        self._order.let_go(entry)
+        if not entry.children:
+            self._order.push(entry)
+            self._order.trim(self._cache.num_idle, self._evictable)
+
+    def evict(self) -> None:
+        """Gives up one page that no sequence reads."""
+        entry = self._order.pop(self._evictable)
+        parent = self._drop(entry)
+        self.evictions += 1
+        if parent.parent is not None and self._evictable(parent):
+            self._order.push(parent)
+
+    def check_integrity(self) -> None:
+        self._tree.check_integrity()
+        for page, entry in enumerate(self._by_page):
+            if (entry is not None) != self._cache.keeps(page) or (entry is not None and entry.page != page):
+                raise AssertionError(f"page {page} is kept without an entry, or has one and is not kept")
+        known = [entry for entry in self._by_page if entry is not None]
+        if set(map(id, known)) != set(map(id, self._tree)):
+            raise AssertionError("the tree has other entries than the pages have")
+        for entry in known:
+            page, before = entry.page, NO_PAGE if entry.parent is None else entry.parent.page
+            if before != NO_PAGE and self._cache.idles(before) and not self._cache.idles(page):
+                raise AssertionError(f"a sequence reads page {page} and not page {before} before it")
+        if self._order.missing(entry for entry in known if self._evictable(entry)):
+            raise AssertionError("a page that may be evicted is not in the order")
+
+    def _live(self, sequence: Sequence) -> Entry | None:
+        """Where the sequence stands in the tree; None if the tree was cleared since it began."""
+        entry = sequence.prefix
+        return entry if entry is not None and entry.epoch == self._tree.epoch else None
+
+    def _enter(self, parent: Entry, tokens: bytes, table: PageTable) -> Entry | None:
+        """The entry of the table's next page, which is in the table then; None if other tokens have its key."""
+        page = table.pages[parent.depth]
+        entry, replaced = self._tree.enter(parent, tokens, page)
+        if entry is None:
+            return None
+        if entry.page != page:
+            self._cache.replace(table, parent.depth, entry.page)
+        elif self._by_page[page] is None:
+            self._by_page[page] = entry
+            self._order.entered()
+            self._cache.keep(page)
+        if replaced is not None:
+            self._by_page[replaced.page] = None
+            self._cache.forget(replaced.page)
+        return entry
+
+    def _drop(self, entry: Entry) -> Entry:
+        """Its parent."""
+        self._by_page[entry.page] = None
+        parent = self._tree.remove(entry)
+        self._cache.forget(entry.page)
+        return parent
+
+    def _entry(self, page: int) -> Entry:
+        entry = self._by_page[page]
+        assert entry is not None
+        return entry
+
+    def _evictable(self, entry: Entry) -> bool:
+        return self._by_page[entry.page] is entry and not entry.children and self._cache.idles(entry.page)
+
+
+def _fork(source: Sequence, tokens: int, entry: Entry | None) -> Beginning:
+    return Beginning(source.table.pages[: pages_for(tokens)], tokens, entry)
