@@ -180,6 +180,7 @@ CONTENDERS = {
     one.name: one
     for one in (
         Contender("sixfold", "sixfold", "file.gguf", MODELS),
+        Contender("sixfold-kv8", "sixfold", "file.gguf", MODELS, "int8"),
         Contender("llama.cpp-Q4_1", "llama.cpp", "file.gguf", SMALL),
         Contender("llama.cpp-Q4_K_M", "llama.cpp", "file.gguf", K_QUANTS),
         Contender("llama.cpp-Q4_0", "llama.cpp", "q4_0.gguf", MODELS),

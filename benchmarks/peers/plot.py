@@ -35,7 +35,7 @@ def main(source: Path, target: Path) -> None:
             panel.set_axis_off()
         for panel, (case, measured) in zip(row, cases, strict=False):
             values = [measured.get(name, {}).get("median", 0) for name in names]
-            colors = ["#c0392b" if name == "sixfold" else "#7f8c8d" for name in names]
+            colors = ["#c0392b" if name.partition("-")[0] == "sixfold" else "#7f8c8d" for name in names]
             bars = panel.barh(names, values, color=colors)
             panel.bar_label(bars, fmt=lambda value: f"{value:.4g}" if value else "", fontsize=6, padding=1)
             panel.set_title(f"{model}\n{case}" if panel is row[0] else case, fontsize=8)

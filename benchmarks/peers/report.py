@@ -140,8 +140,10 @@ def _rows(cases: dict[str, dict[str, list[float]]]) -> list[list[str]]:
     names = list(dict.fromkeys(name for engines in cases.values() for name in engines))
     rows = [["", *cases]]
     rows += [[name, *(_cell(engines.get(name)) for engines in cases.values())] for name in names]
-    if SIXFOLD in names and len(names) > 1:
-        rows.append(["**Sixfold / best peer**", *(_ratio(case, engines) for case, engines in cases.items())])
+    for name in names:
+        if _is_ours(name) and not all(map(_is_ours, names)):
+            ratios = (_ratio(name, case, engines) for case, engines in cases.items())
+            rows.append([f"**{name} / best peer**", *ratios])
     return rows if len(cases) <= MOST_COLUMNS else [list(column) for column in zip(*rows, strict=True)]
 
 
@@ -165,15 +167,19 @@ def _cell(runs: list[float] | None) -> str:
     return median if len(runs) == 1 else f"{median} ({min(runs):.{digits}f}-{max(runs):.{digits}f})"
 
 
-def _ratio(case: str, engines: dict[str, list[float]]) -> str:
-    """Of medians. Above one, Sixfold has the larger figure; for times and perplexity the smaller one is better."""
-    if SIXFOLD not in engines or len(engines) < 2:
-        return "-"
+def _is_ours(name: str) -> bool:
+    return name.partition("-")[0] == SIXFOLD
+
+
+def _ratio(ours: str, case: str, engines: dict[str, list[float]]) -> str:
+    """Of medians. Above one, ours has the larger figure; for times and perplexity the smaller one is better."""
     medians = {name: statistics.median(runs) for name, runs in engines.items()}
-    ours = medians.pop(SIXFOLD)
+    peers = {name: median for name, median in medians.items() if not _is_ours(name)}
+    if ours not in medians or not peers:
+        return "-"
     choose = min if " ms" in case or case == "perplexity" else max
-    best = choose(medians, key=lambda name: medians[name])
-    return f"**{ours / medians[best]:.2f}** ({best})"
+    best = choose(peers, key=lambda name: peers[name])
+    return f"**{medians[ours] / peers[best]:.2f}** ({best})"
 
 
 def machine() -> dict[str, Any]:

@@ -38,6 +38,7 @@ def main() -> None:
         max_num_seqs=options.sequences,
         max_model_len=options.context,
         kv_memory=2 << 30,
+        kv_format="f16" if options.dtype == "auto" else options.dtype,
         prefix_cache=False,
     )
     loaded = load_engine(config, listener)
