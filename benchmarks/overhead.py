@@ -42,7 +42,8 @@ class CachedExecutor:
     step_seconds = 0.0
     spin = False
 
-    def __init__(self, plan: Any, *, num_pages: int, max_tokens: int, threads: int | None = None, isa: str = "auto"):
+    def __init__(self, plan: Any, *, num_pages: int, max_tokens: int, threads: int | None = None, isa: str = "auto",
+                 kv_format: str = "f16"):
         from sixfold.runtime.batch import Batch
         from sixfold.runtime.native import NativeExecutor
 
@@ -53,7 +54,7 @@ class CachedExecutor:
         real.forward(Batch(tokens, np.zeros(1, np.int32), one, pages, np.array([0, len(pages)], np.int32)))
         self._rows = real.logits(np.arange(ROWS, dtype=np.int32)).copy()
         self.vocab_size, self.num_pages, self.page_bytes = real.vocab_size, num_pages, real.page_bytes
-        self.threads, self.isa = 1, "cached"
+        self.threads, self.isa, self.kv_format, self.numerics, self.team = 1, "cached", kv_format, "", None
         self._at = 0
 
     def forward(self, batch: Any) -> None:
@@ -65,6 +66,12 @@ class CachedExecutor:
     def logits(self, rows: Any) -> Any:
         self._at = (self._at + 7) % (ROWS - len(rows) + 1)
         return self._rows[self._at : self._at + len(rows)]
+
+    def read_page(self, page: int) -> bytes:
+        return bytes(self.page_bytes)
+
+    def write_page(self, page: int, content: bytes) -> None:
+        pass
 
     def copy_pages(self, sources: Any, targets: Any) -> None:
         pass

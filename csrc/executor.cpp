@@ -35,13 +35,34 @@ void Executor::logits(std::span<const std::int32_t> rows, float* out) {
   }
 }
 
+void EachRow::run(int, int chunk, int) {
+  try {
+    for (int i = chunk; i < count_; i += Team::kMaxChunks) (*task_)(i);
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    failure_ = std::current_exception();
+  }
+}
+
+void Executor::each(int count, const std::function<void(int)>& task) {
+  if (count == 1 || threads() == 1) {
+    for (int i = 0; i < count; ++i) task(i);
+    return;
+  }
+  rows_.begin(count, task);
+  team_.run(rows_);
+  rows_.rethrow();
+}
+
+std::span<std::uint8_t> Executor::page(int index) {
+  if (index < 0 || index >= step_.page_count) throw std::invalid_argument("a page is not in the pool");
+  return {step_.pool + index * page_bytes(), page_bytes()};
+}
+
 void Executor::copy_pages(std::span<const std::int32_t> sources, std::span<const std::int32_t> targets) {
   if (sources.size() != targets.size()) throw std::invalid_argument("copy_pages: sources and targets differ in length");
-  for (std::size_t i = 0; i < sources.size(); ++i) {
-    for (std::int32_t page : {sources[i], targets[i]})
-      if (page < 0 || page >= step_.page_count) throw std::invalid_argument("copy_pages: a page is not in the pool");
-    std::memcpy(step_.pool + targets[i] * page_bytes(), step_.pool + sources[i] * page_bytes(), page_bytes());
-  }
+  for (std::size_t i = 0; i < sources.size(); ++i)
+    std::memcpy(page(targets[i]).data(), page(sources[i]).data(), page_bytes());
 }
 
 }  // namespace sixfold

@@ -1,7 +1,11 @@
 // Runs plans: the body over the tokens of a step (writing KV, leaving the residual stream), the head over wanted rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -11,6 +15,30 @@
 #include "threads.hpp"
 
 namespace sixfold {
+
+// A task for each of some rows, as work of one operation.
+class EachRow final : public Work {
+ public:
+  // Before every run; `task` must live until it is over.
+  void begin(int count, const std::function<void(int)>& task) {
+    count_ = count;
+    task_ = &task;
+    failure_ = nullptr;
+  }
+  int operations() const override { return 1; }
+  int chunks(int) override { return std::min(count_, Team::kMaxChunks); }
+  void run(int op, int chunk, int worker) override;
+  // What a call of the task has thrown, if one has.
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  int count_ = 0;
+  const std::function<void(int)>* task_ = nullptr;
+  std::mutex mutex_;
+  std::exception_ptr failure_;
+};
 
 class Executor {
  public:
@@ -27,7 +55,12 @@ class Executor {
                std::span<const std::int32_t> page_offsets);
   // Logits of rows of the last forward: out [rows, logits_width()]; the columns past the vocabulary mean nothing.
   void logits(std::span<const std::int32_t> rows, float* out);
+  // The bytes of a page, in this build's layout.
+  std::span<std::uint8_t> page(int index);
   void copy_pages(std::span<const std::int32_t> sources, std::span<const std::int32_t> targets);
+
+  // Calls task(i) for i in [0, count), on all threads; rethrows what one of the calls throws.
+  void each(int count, const std::function<void(int)>& task);
 
   // While on, every operator of every step is timed; `profiled` hands out the times since it was last asked.
   void profile(bool on) { watch_.turn(on); }
@@ -44,6 +77,7 @@ class Executor {
   Step step_;
   Stopwatch watch_;
   Section body_, head_;
+  EachRow rows_;
   Team team_;
 };
 

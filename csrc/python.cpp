@@ -84,9 +84,19 @@ nb::tuple sampled_tuple(std::int32_t id, const sixfold::Likelihood& likelihood,
   return nb::make_tuple(id, likelihood.logprob, likelihood.rank, nb::tuple(top));
 }
 
+// Calls task(row) for each row: on the executor's threads if there is one.
+template <typename Task>
+void each_row(sixfold::Executor* executor, std::size_t rows, const Task& task) {
+  if (executor)
+    executor->each(static_cast<int>(rows), [&](int row) { task(static_cast<std::size_t>(row)); });
+  else
+    for (std::size_t row = 0; row < rows; ++row) task(row);
+}
+
 nb::list sample_rows(LogitRows logits, const nb::list& settings,
                      nb::ndarray<const std::uint64_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu> keys,
-                     const nb::list& tokens, const nb::list& suppressed, const std::vector<int>& logprobs) {
+                     const nb::list& tokens, const nb::list& suppressed, const std::vector<int>& logprobs,
+                     sixfold::Executor* executor) {
   using namespace sixfold;
   const auto rows = rows_of(logits);
   const std::size_t count = rows.size();
@@ -112,13 +122,13 @@ nb::list sample_rows(LogitRows logits, const nb::list& settings,
   std::vector<std::vector<Alternative>> alternatives(count);
   {
     nb::gil_scoped_release release;
-    for (std::size_t r = 0; r < count; ++r) {
+    each_row(executor, count, [&](std::size_t r) {
       drawn[r] = sample(requests[r]);
-      if (drawn[r].status != SamplingStatus::kOk || logprobs[r] < 0) continue;
+      if (drawn[r].status != SamplingStatus::kOk || logprobs[r] < 0) return;
       const LogProbabilities distribution(rows[r]);
       likelihoods[r] = distribution.likelihood(drawn[r].id);
       alternatives[r] = distribution.top(static_cast<std::size_t>(logprobs[r]));
-    }
+    });
   }
   nb::list result;
   for (std::size_t r = 0; r < count; ++r) {
@@ -176,12 +186,12 @@ nb::ndarray<nb::numpy, double, nb::ndim<1>> logprobs_of(LogitRows logits, Ints t
   return {kept->data(), {kept->size()}, owner};
 }
 
-nb::list argmax_rows(LogitRows logits) {
+nb::list argmax_rows(LogitRows logits, sixfold::Executor* executor) {
   const auto rows = rows_of(logits);
   std::vector<std::int32_t> ids(rows.size());
   {
     nb::gil_scoped_release release;
-    for (std::size_t r = 0; r < rows.size(); ++r) ids[r] = sixfold::argmax(rows[r]);
+    each_row(executor, rows.size(), [&](std::size_t r) { ids[r] = sixfold::argmax(rows[r]); });
   }
   nb::list result;
   for (const std::int32_t id : ids) result.append(id);
@@ -210,11 +220,11 @@ void bind_sampling(nb::module_& module) {
           nb::arg("typical_p"), nb::arg("repetition_penalty"), nb::arg("frequency_penalty"),
           nb::arg("presence_penalty"), nb::arg("logit_bias"));
   module.def("sample", &sample_rows, nb::arg("logits").noconvert(), nb::arg("settings"), nb::arg("keys").noconvert(),
-             nb::arg("tokens"), nb::arg("suppressed"), nb::arg("logprobs"),
+             nb::arg("tokens"), nb::arg("suppressed"), nb::arg("logprobs"), nb::arg("executor").none() = nb::none(),
              "One (id, logprob, rank, top) a row; keys [R, 4] are seed, choice, position, prompt length; logprobs < 0 "
              "asks for none. A negative id is a failure: -1 nothing possible, -2 logit_bias outside the vocabulary.");
-  module.def("argmax", &argmax_rows, nb::arg("logits").noconvert(),
-             "Id of the largest logit a row, -1 if there is none.");
+  module.def("argmax", &argmax_rows, nb::arg("logits").noconvert(), nb::arg("executor").none() = nb::none(),
+             "Id of the largest logit a row, -1 if there is none. `executor`: whose threads share the rows.");
   module.def("score", &score_rows, nb::arg("logits").noconvert(), nb::arg("targets").noconvert(), nb::arg("top"),
              "(target, logprob, rank, top) a row; logprob NaN and rank 0 where every logit is NaN or -inf.");
   module.def("logprobs_of", &logprobs_of, nb::arg("logits").noconvert(), nb::arg("targets").noconvert(),
@@ -268,6 +278,21 @@ void bind_executor(nb::module_& module) {
       .def(
           "copy_pages", [](Executor& self, Ints from, Ints to) { self.copy_pages(span(from), span(to)); },
           nb::arg("sources"), nb::arg("targets"))
+      .def(
+          "read_page",
+          [](Executor& self, int page) {
+            const auto bytes = self.page(page);
+            return nb::bytes(bytes.data(), bytes.size());
+          },
+          nb::arg("page"))
+      .def(
+          "write_page",
+          [](Executor& self, int page, const nb::bytes& content) {
+            const auto bytes = self.page(page);
+            require(content.size() == bytes.size(), "the content is not as long as a page");
+            std::memcpy(bytes.data(), content.data(), bytes.size());
+          },
+          nb::arg("page"), nb::arg("content"))
       .def("profile", &Executor::profile, nb::arg("on"), "Times every operator from now on, or no longer.")
       .def(
           "profiled",

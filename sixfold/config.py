@@ -64,10 +64,12 @@ class EngineConfig:
     isa: str = "auto"  # auto, scalar, avx2, avx512, avx512bf16
     seed: int = 0  # base of the seeds drawn for requests that bring none
     plan_cache: bool = True
+    kv_disk: str | None = None  # a directory that keeps cached prefixes when memory is short and over restarts
+    kv_disk_bytes: int = 10 << 30
     prefix_cache: bool = True  # requests begin with the KV pages of those that began with the same tokens
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queue"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queue", "kv_disk_bytes"):
             _positive(self, name)
         for name in ("max_model_len", "kv_memory", "threads"):
             if getattr(self, name) is not None:

@@ -20,6 +20,23 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 
+_TIER_COUNTERS = {
+    "hits": "Pages read out",
+    "misses": "Reads without an answer",
+    "rejected": "Entries that were damaged, torn or foreign",
+    "stored": "Pages written",
+    "failed": "Reads and writes that failed",
+    "evicted": "Pages given up",
+}
+
+
+class TierView(Protocol):
+    """What is read of ``TierCounts``, beside the fields of ``_TIER_COUNTERS``."""
+
+    entries: int
+    bytes: int
+
+
 class EngineStatsView(Protocol):
     """What is read of ``AsyncEngine.stats()`` on every scrape."""
 
@@ -51,6 +68,10 @@ class EngineStatsView(Protocol):
     def prefix_hits(self) -> int: ...
     @property
     def prefix_evictions(self) -> int: ...
+    @property
+    def fetched_tokens(self) -> int: ...
+    @property
+    def tier(self) -> TierView | None: ...
     @property
     def kv_usage(self) -> float: ...
     @property
@@ -295,6 +316,16 @@ class Metrics(Collector):
         yield self._counter(
             "sixfold:prefix_cache_evictions", "KV pages the prefix cache gave up.", stats.prefix_evictions
         )  # fmt: skip
+
+        if stats.tier is not None:
+            yield from self._tier(stats.tier, stats.fetched_tokens)
+
+    def _tier(self, tier: TierView, fetched_tokens: int) -> Iterator[Metric]:
+        yield self._counter("sixfold:kv_fetched_tokens", "Tokens whose KV came from the tier.", fetched_tokens)
+        for name, words in _TIER_COUNTERS.items():
+            yield self._counter(f"sixfold:kv_tier_{name}", f"{words} of the tier behind KV memory.", getattr(tier, name))
+        yield self._gauge("sixfold:kv_tier_entries", "Pages in the tier behind KV memory.", tier.entries)
+        yield self._gauge("sixfold:kv_tier_bytes", "Bytes in the tier behind KV memory.", tier.bytes)
 
     def _counter(self, name: str, documentation: str, value: float) -> Metric:
         family = CounterMetricFamily(name, documentation, labels=list(self._labels))

@@ -36,6 +36,7 @@ class FakeExecutor:
 
     vocab_size = VOCAB
     page_bytes = 1 << 16
+    team = None
 
     def __init__(self, num_pages: int = 64, *, fail_when=None) -> None:
         self.num_pages = num_pages
@@ -71,6 +72,12 @@ class FakeExecutor:
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         for source, target in zip(sources, targets, strict=True):
             self.memory[target] = self.memory[source]
+
+    def read_page(self, page: int) -> bytes:
+        return self.memory[page].tobytes()
+
+    def write_page(self, page: int, content: bytes) -> None:
+        self.memory[page] = np.frombuffer(content, np.uint64)
 
     def _check(self, batch: Batch) -> None:
         assert batch.counts.min() >= 1

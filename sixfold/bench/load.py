@@ -28,15 +28,20 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Shape:
-    """What requests look like; lengths are drawn evenly. ``ids``: the range of token ids, None for text."""
+    """What requests look like; lengths are drawn evenly. ``ids``: the range of token ids, None for text.
+
+    ``prefix_tokens``: tokens that all prompts begin with, beside the drawn ones; a server with a prefix cache knows them
+    from the first request on.
+    """
 
     prompt_tokens: Range
     new_tokens: Range
     ids: Range | None
+    prefix_tokens: int = 0
 
 
 def draw(shape: Shape, count: int, seed: int) -> list[Request]:
-    """The same requests for the same seed; no two share a beginning but by chance."""
+    """The same requests for the same seed; beyond the prefix no two share a beginning but by chance."""
     source = random.Random(seed)
     return [
         Request(prompt(shape, source.randint(*shape.prompt_tokens), source), source.randint(*shape.new_tokens))
@@ -45,9 +50,11 @@ def draw(shape: Shape, count: int, seed: int) -> list[Request]:
 
 
 def prompt(shape: Shape, length: int, source: random.Random) -> list[int] | str:
+    prefix = random.Random("prefix")
+    sources = [prefix] * shape.prefix_tokens + [source] * length
     if shape.ids is None:
-        return " ".join(source.choice(WORDS) for _ in range(length))
-    return [source.randint(*shape.ids) for _ in range(length)]
+        return " ".join(one.choice(WORDS) for one in sources)
+    return [one.randint(*shape.ids) for one in sources]
 
 
 async def run(
@@ -104,7 +111,7 @@ async def cold(
     server: Server, shape: Shape, lengths: Sequence[int], repeats: int, seed: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Time to the first token of prompts that no cache has seen, one at a time, all lengths in turn."""
+    """Time to the first token of prompts that no cache has seen beyond the prefix, one at a time, all lengths in turn."""
     source = random.Random(f"cold {seed}")
     client = Client(server)
     found: dict[int, list[Outcome]] = {length: [] for length in lengths}

@@ -43,6 +43,13 @@ KVFormat = Annotated[
     str | None,
     typer.Option(metavar="FORMAT", help="How keys and values are kept: f16, int8; int8,0-1=f16 for single layers."),
 ]
+KVDisk = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Keep cached prefixes in this directory too: when memory is short, over restarts."),
+]
+KVDiskSize = Annotated[
+    int | None, typer.Option(parser=byte_count, metavar="SIZE", help="At most so much of it.  [default: 10G]")
+]
 Threads = Annotated[int | None, typer.Option(help="Worker threads; default: the cores this process may use.")]
 Isa = Annotated[
     str | None, typer.Option(metavar="ISA", help="Instruction set: auto, scalar, avx2, avx512 or avx512bf16.")

@@ -15,6 +15,8 @@ from sixfold.cli import console
 from sixfold.cli.options import (
     AcceptLicense,
     Isa,
+    KVDisk,
+    KVDiskSize,
     KVFormat,
     KVMemory,
     MaxModelLen,
@@ -43,6 +45,8 @@ def serve(
     kv_memory: KVMemory = None,
     kv_format: KVFormat = None,
     prefix_cache: PrefixCache = None,
+    kv_disk: KVDisk = None,
+    kv_disk_size: KVDiskSize = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Sequences in one step.  [default: 64]")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.  [default: 512]")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.  [default: 1024]")] = None,
@@ -65,7 +69,7 @@ def serve(
             "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory,
             "kv_format": kv_format, "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens, "max_queue": max_queue, "threads": threads, "isa": isa,
-            "prefix_cache": prefix_cache,
+            "prefix_cache": prefix_cache, "kv_disk": kv_disk, "kv_disk_bytes": kv_disk_size,
         },
     )  # fmt: skip
     server = config.load(

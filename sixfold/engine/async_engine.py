@@ -262,11 +262,18 @@ class AsyncEngine:
         except BaseException as error:
             log.exception("The engine stops on an internal failure")
             cause = f"{type(error).__name__}: {error}"
+        self._close_core()
         with self._lock:
             self.dead = True
             left = list(self._mailboxes.values())
             self._mailboxes.clear()
         self._post((mailbox, _dead(cause)) for mailbox in left)
+
+    def _close_core(self) -> None:
+        try:
+            self.core.close()
+        except Exception:
+            log.exception("What the engine had cached could not be stored")
 
     def _obey(self) -> bool:
         """Carries out commands; sleeps while there is nothing else to do. False when told to stop."""

@@ -13,8 +13,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from sixfold.cache import Tier
 from sixfold.engine.completion import Answer, Completion, TokenDecoder
 from sixfold.engine.kv_cache import KVCache
+from sixfold.engine.kv_tiers import TieredPrefixes
 from sixfold.engine.kv_waste import WasteMeter
 from sixfold.engine.limits import Limits
 from sixfold.engine.prefix_cache import NoPrefixCache, PrefixCache, Prefixes
@@ -50,17 +52,19 @@ class EngineCore:
         max_num_batched_tokens: int = 512,
         seed: int = 0,
         prefix_root: PrefixRoot | None = None,
+        tier: Tier | None = None,
         listener: StepListener | None = None,
     ) -> None:
-        """``prefix_root``: what all cached prefixes of this engine depend on; None: nothing is cached."""
+        """``prefix_root``: what all cached prefixes of this engine depend on; None: nothing is cached. ``tier``: where
+        they go when memory is short, and come back from."""
         self.cache = KVCache(executor.num_pages)
-        self.prefixes: Prefixes = NoPrefixCache() if prefix_root is None else PrefixCache(self.cache, prefix_root)
+        self.prefixes = _prefixes(self.cache, executor, prefix_root, tier)
         self.limits = Limits(executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed)
         self.scheduler = Scheduler(
             self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         )  # fmt: skip
         self.runner = Runner(executor)
-        self.sampler = Sampler()
+        self.sampler = Sampler(executor.team)
         self.totals = Totals()
         self.waste = WasteMeter(executor.page_bytes)
         self.listener = listener
@@ -92,6 +96,9 @@ class EngineCore:
             return []
         record = StepRecord(time.monotonic(), self.scheduler.preemptions)
         schedule = self.scheduler.schedule()
+        if not schedule.rows:
+            self.prefixes.wait()
+            return []
         record.allocation = self.scheduler.allocation
         self._mark_started(schedule, record)
         try:
@@ -116,6 +123,10 @@ class EngineCore:
         """Forgets all cached prefixes. Running sequences go on, and what they have computed so far is not kept."""
         self.prefixes.reset()
 
+    def close(self) -> None:
+        """The engine stops; what is cached may be stored for the next one. May take seconds."""
+        self.prefixes.close()
+
     def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
         """The step did not run to its end: so end the requests that were in it."""
         self.scheduler.fail(schedule)
@@ -123,8 +134,6 @@ class EngineCore:
         return [self._end(answer, [], "error", _message(error)) for answer in answers]
 
     def _mark_started(self, schedule: Schedule, record: StepRecord) -> None:
-        if not schedule.rows:
-            raise AssertionError("requests are unfinished but none can run")
         for row in schedule.rows:
             record.tokens += row.count
             answer = self._answers[row.sequence.request.id]
@@ -198,8 +207,16 @@ class EngineCore:
         now = time.monotonic()
         record.add_to(self.totals)
         self.waste.add(record.allocation, record.tokens, now - record.began)
+        self.prefixes.stepped(record.tokens, now - record.began)
         if self.listener is not None:
             _tell(self.listener.on_step, record.stats(self.cache, self.scheduler, now))
+
+
+def _prefixes(cache: KVCache, executor: Executor, root: PrefixRoot | None, tier: Tier | None) -> Prefixes:
+    if root is None:
+        return NoPrefixCache()
+    prefixes = PrefixCache(cache, root)
+    return prefixes if tier is None else TieredPrefixes(prefixes, executor, tier)
 
 
 def _tell(hook: Callable[[T], None], stats: T) -> None:

@@ -144,6 +144,15 @@ class KVCache:
         self._kept[page] = True
         self._references[page] += 1
 
+    def take_kept(self) -> int | None:
+        """A page that is kept and idle from the beginning, for content from elsewhere; None if all are in use."""
+        if not self.num_free:
+            return None
+        page = self._take()
+        self._kept[page] = True
+        self.num_idle += 1
+        return page
+
     def forget(self, page: int) -> None:
         """A kept page is kept no longer: free if it was idle."""
         self.num_idle -= self.idles(page)

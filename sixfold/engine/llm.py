@@ -116,6 +116,7 @@ class LLM:
         for request_id in list(self._receivers):
             self._core.abort(request_id)
         self._receivers.clear()
+        self._core.close()
         del self._core
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sixfold import store
+from sixfold.cache import DiskCache
 from sixfold.compile.plan import Plan, build
 from sixfold.config import EngineConfig
 from sixfold.engine.chat_template import ChatTemplate
@@ -61,10 +62,15 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         seed=config.seed,
-        prefix_root=PrefixRoot(model=model.digest, kv_format=config.kv_format) if config.prefix_cache else None,
+        prefix_root=_prefix_root(model.digest, executor) if config.prefix_cache else None,
+        tier=None if config.kv_disk is None else DiskCache(config.kv_disk, config.kv_disk_bytes),
         listener=listener,
     )
     return LoadedEngine(config.model, core, tokenizer, template)
+
+
+def _prefix_root(digest: str, executor: NativeExecutor) -> PrefixRoot:
+    return PrefixRoot(model=digest, kv_format=executor.kv_format, numerics=executor.numerics)
 
 
 def _context(plan: Plan, config: EngineConfig) -> int:

@@ -15,12 +15,14 @@ KV is the same bit for bit however it was computed, so it does not matter whose 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from sixfold.cache import TierCounts
 from sixfold.engine.eviction import EvictionOrder
 from sixfold.engine.kv_cache import KVCache, PageTable, pages_for
 from sixfold.engine.prefix_key import PrefixRoot, pack
-from sixfold.engine.prefix_tree import NO_PAGE, Entry, PrefixTree
+from sixfold.engine.prefix_tree import NO_PAGE, PAGE_BYTES, Entry, PrefixTree
 from sixfold.engine.sequence import Sequence
 from sixfold.runtime.batch import PAGE_SIZE
 
@@ -49,6 +51,8 @@ class Prefixes(Protocol):
     queries: int  # tokens looked up by sequences that began
     hits: int  # tokens of them that were found
     evictions: int  # pages
+    tier: TierCounts | None
+    fetched_tokens: int  # that came from the tier
 
     @property
     def num_entries(self) -> int: ...
@@ -61,8 +65,43 @@ class Prefixes(Protocol):
     def ended(self, sequence: Sequence, /) -> None: ...
     def reset(self) -> None: ...
 
+    # For what comes from elsewhere.
+    def expect(self, sequence: Sequence, /) -> None: ...
+    def arrive(self) -> None: ...
+    def ready(self, sequence: Sequence, /) -> bool: ...
+    def wait(self) -> None: ...
+    def stepped(self, tokens: int, seconds: float, /) -> None: ...
+    def close(self) -> None: ...
 
-class NoPrefixCache:
+
+class NothingToCome:
+    """All that can be found is here."""
+
+    tier: TierCounts | None = None
+    fetched_tokens = 0
+
+    def expect(self, sequence: Sequence, /) -> None:
+        """The sequence waits for its turn."""
+
+    def arrive(self) -> None:
+        """A step is about to be scheduled: what has come is taken in."""
+
+    def ready(self, sequence: Sequence, /) -> bool:
+        """Whether it should begin now if it can."""
+        return True
+
+    def wait(self) -> None:
+        """No sequence can run: waits a moment for what is to come."""
+        raise AssertionError("requests are unfinished but none can run")
+
+    def stepped(self, tokens: int, seconds: float, /) -> None:
+        """A step took so long."""
+
+    def close(self) -> None:
+        """The engine stops."""
+
+
+class NoPrefixCache(NothingToCome):
     """Finds nothing and keeps nothing."""
 
     on = False
@@ -88,7 +127,7 @@ class NoPrefixCache:
         pass
 
 
-class PrefixCache:
+class PrefixCache(NothingToCome):
     on = True
 
     def __init__(self, cache: KVCache, root: PrefixRoot) -> None:
@@ -98,6 +137,7 @@ class PrefixCache:
         self._order = EvictionOrder(cache.num_pages)
         self._by_page: list[Entry | None] = [None] * cache.num_pages
         self.queries = self.hits = self.evictions = 0
+        self.on_evict: Callable[[Entry], None] = _ignore  # called while the page still holds the entry's content
         cache.keeper = self
 
     @property
@@ -112,7 +152,7 @@ class PrefixCache:
 
     def find(self, sequence: Sequence, limit: int, /) -> Beginning:
         """The longest known prefix of the sequence, at most ``limit`` tokens; takes nothing yet."""
-        entry = self._tree.root(self._root.salted(sequence.request.cache_salt))
+        entry = self._tree.root(self.root_of(sequence))
         tokens = sequence.token_ids
         pages: array[int] = array("i")
         path: list[Entry] = []
@@ -177,6 +217,42 @@ class PrefixCache:
         self._tree.clear()
         self._order.clear()
 
+    # For tiers.
+
+    def root_of(self, sequence: Sequence) -> PrefixRoot:
+        return self._root.salted(sequence.request.cache_salt)
+
+    def restore(self, root: PrefixRoot, parent_key: bytes, tokens: bytes) -> int | None:
+        """A page for a full page of tokens whose content comes from elsewhere; the caller writes it at once.
+
+        None if it is here already, what precedes it is not, or all pages are in use.
+        """
+        parent = self._tree.follows(root, parent_key)
+        if parent is None or self._tree.find(parent, tokens) is not None:
+            return None
+        page = self._cache.take_kept()
+        if page is None:
+            return None
+        if parent not in self._tree:  # it was what had to go
+            self._cache.forget(page)
+            return None
+        entry, replaced = self._tree.enter(parent, tokens, page)
+        if entry is None:
+            self._cache.forget(page)
+            return None
+        self._by_page[page] = entry
+        self._order.entered()
+        if replaced is not None:
+            self._by_page[replaced.page] = None
+            self._cache.forget(replaced.page)
+        self.idle(page)
+        return page
+
+    def full_entries(self) -> list[Entry]:
+        """Of full pages, the most recently used first and none before its parent."""
+        full = (entry for entry in self._tree if len(entry.tokens) == PAGE_BYTES)
+        return sorted(full, key=lambda entry: (-entry.used_at, entry.depth))
+
     # What the KV cache calls.
 
     def idle(self, page: int, /) -> None:
@@ -190,6 +266,7 @@ class PrefixCache:
     def evict(self) -> None:
         """Gives up one page that no sequence reads."""
         entry = self._order.pop(self._evictable)
+        self.on_evict(entry)
         parent = self._drop(entry)
         self.evictions += 1
         if parent.parent is not None and self._evictable(parent):
@@ -246,6 +323,10 @@ class PrefixCache:
 
     def _evictable(self, entry: Entry) -> bool:
         return self._by_page[entry.page] is entry and not entry.children and self._cache.idles(entry.page)
+
+
+def _ignore(entry: Entry) -> None:
+    pass
 
 
 def _fork(source: Sequence, tokens: int, entry: Entry | None) -> Beginning:

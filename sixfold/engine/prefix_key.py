@@ -25,6 +25,7 @@ class PrefixRoot:
 
     model: str = ""  # digest of the model's content
     kv_format: str = "f16"
+    numerics: str = ""  # instruction set and build: what is kept beyond this process must come from the same
     lora: str | None = None
     media: str | None = None  # digest of what stands in the prompt beside text
     salt: str | None = None  # the caller's; only requests of the same salt share

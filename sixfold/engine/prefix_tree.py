@@ -71,6 +71,18 @@ class PrefixTree:
         found = self._entries.get(chain(parent.key, tokens))
         return found if found is not None and self._same(found, parent, tokens) else None
 
+    def follows(self, root: PrefixRoot, key: bytes) -> Entry | None:
+        """The full page of this key (or the root itself), after which an entry may follow."""
+        entry = self._entries.get(key)
+        if entry is None:
+            beginning = self.root(root)
+            return beginning if beginning.key == key else None
+        return entry if entry.root == root and len(entry.tokens) == PAGE_BYTES else None
+
+    def __contains__(self, entry: Entry) -> bool:
+        """Roots are always there."""
+        return entry.parent is None or self._entries.get(entry.key) is entry
+
     def longest(self, parent: Entry, tokens: bytes) -> tuple[Entry, int] | None:
         """The child that has the most of ``tokens`` in common from their beginning, and how many tokens that is.
 

@@ -57,6 +57,11 @@ class SamplingFailure:
 
 
 class Sampler:
+    """``team``: a native executor whose threads share the rows; None: the caller's thread takes all."""
+
+    def __init__(self, team: _native.Executor | None = None) -> None:
+        self._team = team
+
     def sample(self, rows: Sequence[SamplingRow], logits: NDArray[np.float32]) -> list[Sampled | SamplingFailure]:
         """Draws the token at index ``len(token_ids)`` of each sequence from its row of ``logits`` [R, vocabulary]."""
         for row in rows:
@@ -66,7 +71,7 @@ class Sampler:
             if not state.plain or row.forbidden_ids:
                 break
         else:  # the common case of plain greedy decoding needs no arguments but the logits
-            return [Sampled(token_id) if token_id >= 0 else _failure(token_id) for token_id in _native.argmax(logits)]
+            return [Sampled(token_id) if token_id >= 0 else _failure(token_id) for token_id in _native.argmax(logits, self._team)]
         recipes = [_recipe(row) for row in rows]
         drawn = _native.sample(
             logits,
@@ -75,6 +80,7 @@ class Sampler:
             [row.token_ids if recipe.penalises else None for row, recipe in zip(rows, recipes, strict=True)],
             [row.forbidden_ids or None for row in rows],
             [recipe.logprobs for recipe in recipes],
+            self._team,
         )
         return [Sampled._make(fields) if fields[0] >= 0 else _failure(fields[0]) for fields in drawn]
 

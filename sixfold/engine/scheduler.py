@@ -58,6 +58,7 @@ class Scheduler:
     def add(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
             insort(self.waiting, sequence, key=_urgency)
+            self.prefixes.expect(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Takes the sequence out, wherever it is, and frees its pages."""
@@ -68,6 +69,7 @@ class Scheduler:
         self._let_go(sequence)
 
     def schedule(self) -> Schedule:
+        self.prefixes.arrive()
         copies: list[PageCopy] = []
         rows, budget = self._continue_running(copies)
         if self.waiting:
@@ -146,6 +148,9 @@ class Scheduler:
             shared = sequence.prompt_length - 1
             source = _fork_source(sequence) if shared else None
             if shared and source is None and _waits_for_sibling(sequence):
+                at += 1
+                continue
+            if source is None and not self.prefixes.ready(sequence):
                 at += 1
                 continue
             row = self._place(sequence, source, budget, promised, copies)

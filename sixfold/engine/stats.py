@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sixfold.cache import TierCounts
 from sixfold.engine.completion import Completion
 from sixfold.engine.kv_cache import KVCache
 from sixfold.engine.kv_waste import NOTHING, Allocation, WasteMeter
@@ -46,6 +47,8 @@ class EngineStats:
     preemptions: int
     steps: int
     finished: int  # choices
+    fetched_tokens: int = 0  # whose KV came from the tier
+    tier: TierCounts | None = None  # None: there is none
 
     @property
     def kv_usage(self) -> float:
@@ -79,6 +82,8 @@ class EngineStats:
             preemptions=scheduler.preemptions,
             steps=totals.steps,
             finished=totals.finished,
+            fetched_tokens=prefixes.fetched_tokens,
+            tier=prefixes.tier,
         )
 
 

@@ -6,7 +6,7 @@ Owns: the batch and the executor's interface. Must not know: requests, sampling,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ class Executor(Protocol):
 
     vocab_size: int
     num_pages: int
+    team: Any  # the native executor whose threads the sampler may use between calls; None: there is none
     page_bytes: int  # of KV memory
 
     def forward(self, batch: Batch) -> None:
@@ -50,3 +51,9 @@ class Executor(Protocol):
 
     def copy_pages(self, sources: Int32, targets: Int32) -> None:
         """Copies page ``sources[i]`` to ``targets[i]`` in that order: a later copy may reuse an earlier source."""
+
+    def read_page(self, page: int) -> bytes:
+        """The content of a page, ``page_bytes`` long."""
+
+    def write_page(self, page: int, content: bytes) -> None:
+        """Puts back what :meth:`read_page` gave. Raises ValueError for another length."""

@@ -5,7 +5,10 @@ Owns: its logits buffer and the translation of its errors. Must not know: reques
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -45,6 +48,7 @@ class NativeExecutor:
         except ValueError as error:
             raise PlanError("The model can not be run here", cause=str(error), remedy="Try isa=auto") from None
         self.plan = plan
+        self.team = self._executor
         self.vocab_size = self._executor.vocab_size
         self.num_pages = num_pages
         self.page_bytes = self._executor.page_bytes
@@ -65,6 +69,17 @@ class NativeExecutor:
     def copy_pages(self, sources: Int32, targets: Int32) -> None:
         self._executor.copy_pages(sources, targets)
 
+    def read_page(self, page: int) -> bytes:
+        return self._executor.read_page(page)
+
+    def write_page(self, page: int, content: bytes) -> None:
+        self._executor.write_page(page, content)
+
+    @property
+    def numerics(self) -> str:
+        """What the bits of KV depend on beside the model: the instruction set, and this very build of the kernels."""
+        return f"{self.isa} {_build_digest()}"
+
     def profile(self, on: bool) -> None:
         """Times every operator from now on, or no longer."""
         self._executor.profile(on)
@@ -72,3 +87,8 @@ class NativeExecutor:
     def profiled(self) -> list[tuple[int, int, int, float]]:
         """(section, operator, calls, seconds) since the last call; section 0 is the body, 1 the head."""
         return self._executor.profiled()
+
+
+@functools.cache
+def _build_digest() -> str:
+    return hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()

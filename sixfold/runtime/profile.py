@@ -86,6 +86,7 @@ class Recorder:
         self._wanted = wanted
         self.vocab_size = executor.vocab_size
         self.num_pages, self.page_bytes = executor.num_pages, executor.page_bytes
+        self.team = executor.team
         self.noting = False  # the last step is one of those
         self.steps = Steps()
         executor.profiled()  # what was before is not ours
@@ -110,6 +111,12 @@ class Recorder:
 
     def copy_pages(self, sources: Int32, targets: Int32) -> None:
         self._executor.copy_pages(sources, targets)
+
+    def read_page(self, page: int) -> bytes:
+        return self._executor.read_page(page)
+
+    def write_page(self, page: int, content: bytes) -> None:
+        self._executor.write_page(page, content)
 
     def totals(self) -> list[KindTotal]:
         """One entry a kind of operator, in the plan's order, over all steps noted so far; then it begins anew."""

@@ -139,3 +139,12 @@ async def test_cold_prompts_are_new_and_of_the_lengths_asked_for() -> None:
 def test_tokens_within_a_time(times: dict[int, float | None], wanted: int | None) -> None:
     measured = [{"prompt_tokens": length, "ttft_ms": {"p50": time}} for length, time in times.items()]
     assert tokens_within(measured, 50.0) == wanted
+
+
+@pytest.mark.parametrize("ids", [(1000, 9999), None])
+def test_a_prefix_is_common_to_all_and_the_rest_is_not(ids) -> None:
+    shape = Shape((5, 9), (1, 1), ids, prefix_tokens=20)
+    prompts = [request.prompt if ids else request.prompt.split() for request in draw(shape, 6, seed=3)]
+    assert len({tuple(prompt[:20]) for prompt in prompts}) == 1
+    assert len({tuple(prompt[20:]) for prompt in prompts}) == 6
+    assert all(25 <= len(prompt) <= 29 for prompt in prompts)

@@ -36,6 +36,9 @@ def serve(
     ] = None,
     prompt_tokens: Annotated[str, typer.Option(metavar="MIN,MAX", help="Prompt lengths, drawn evenly.")] = "16,128",
     new_tokens: Annotated[str, typer.Option(metavar="MIN,MAX", help="Answer lengths, drawn evenly.")] = "16,64",
+    prefix_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens that all prompts begin with, beside the drawn ones: a known conversation.")
+    ] = 0,
     ttft_cold: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +66,9 @@ def serve(
     from sixfold.bench.load import Shape
 
     ids = None if text else number_range(token_ids, "--token-ids")
-    shape = Shape(number_range(prompt_tokens, "--prompt-tokens"), number_range(new_tokens, "--new-tokens"), ids)
+    shape = Shape(
+        number_range(prompt_tokens, "--prompt-tokens"), number_range(new_tokens, "--new-tokens"), ids, prefix_tokens
+    )  # fmt: skip
     with _where(url, model, server_args, accept_license) as base:
         called = name or _first_model(base, api_key)
         server = Server(base, called, api_key, frozenset(without.split(",")), timeout)
@@ -77,7 +82,8 @@ def serve(
         "bench": "serve",
         **circumstances(model=called, url=url or f"started: sixfold serve {model or ''}".strip()),
     }
-    described = {"prompt_range": shape.prompt_tokens, "new_range": shape.new_tokens, "text": text, "seed": seed}
+    described = {"prompt_range": shape.prompt_tokens, "new_range": shape.new_tokens,
+                 "prefix_tokens": prefix_tokens, "text": text, "seed": seed}
     result = {**frame, **described, **found}
     if finish(result, output, json):
         (_print_cold if ttft_cold else _print_loads)(result)

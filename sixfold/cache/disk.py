@@ -1,0 +1,166 @@
+"""Entries as files: one a file, the least recently used go first when the directory is full.
+
+Owns: the directory. Must not know: what entries hold. Several processes may use one directory; each counts what it has
+seen, so together they may exceed the capacity by what the others have written since they began.
+
+    directory/ab/abcdef...   an entry, named by its digest; renamed into place when it is whole
+    directory/new/...        entries that are being written; what a crash leaves there is removed at the next start
+
+Entries hold what users have written, so the directory is for its owner only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from sixfold.cache.frame import CacheKey, decode, encode
+from sixfold.cache.tier import TierCounts
+from sixfold.errors import ConfigError
+
+_HEX = frozenset("0123456789abcdef")
+_NEW = "new"
+_LEFT_BEHIND = 3600.0  # seconds after which a file under ``new`` belongs to no writer any more
+
+
+class DiskCache:
+    """Keeps at most ``capacity`` bytes of entries under ``directory``. Raises ConfigError if it can not be used."""
+
+    def __init__(self, directory: str | Path, capacity: int) -> None:
+        self.directory = Path(directory).expanduser()
+        self.capacity = capacity
+        self.counts = TierCounts()
+        self._lock = threading.Lock()  # over the index and the counts
+        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # by digest, least recently used first
+        self._serial = itertools.count()
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.directory / _NEW).mkdir(mode=0o700, exist_ok=True)
+            self._read_directory()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.directory} can not hold a cache", cause=error.strerror or str(error),
+                remedy="Name a directory that this user can write to",
+            ) from None  # fmt: skip
+        with self._lock:
+            self._make_room(0)
+
+    def __contains__(self, key: CacheKey) -> bool:
+        return key.digest in self._sizes
+
+    def get(self, key: CacheKey) -> bytes | None:
+        try:
+            blob = self._path(key.digest).read_bytes()
+        except FileNotFoundError:
+            return self._missed(key)
+        except OSError:
+            return self._missed(key, failed=1)
+        payload = decode(key, blob)
+        if payload is None:
+            self._unlink(key.digest)
+            return self._missed(key, rejected=1)
+        with self._lock:
+            self.counts.hits += 1
+            self._note(key.digest, len(blob))
+        with contextlib.suppress(OSError):
+            os.utime(self._path(key.digest))  # the order of use outlives the process
+        return payload
+
+    def put(self, key: CacheKey, payload: bytes) -> bool:
+        blob = encode(key, payload)
+        if len(blob) > self.capacity:
+            return self._count_failure()
+        path, new = self._path(key.digest), self.directory / _NEW / f"{os.getpid()}-{next(self._serial)}"
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            with self._lock:
+                self._make_room(len(blob))
+            new.write_bytes(blob)
+            new.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            return self._count_failure()
+        with self._lock:
+            self.counts.stored += 1
+            self._note(key.digest, len(blob))
+            self._make_room(0)
+        return True
+
+    def delete(self, key: CacheKey) -> None:
+        with self._lock:
+            self._forget(key.digest)
+        self._unlink(key.digest)
+
+    def clear(self) -> None:
+        with self._lock:
+            for digest in list(self._sizes):
+                self._forget(digest)
+                self._unlink(digest)
+
+    def close(self) -> None:
+        pass
+
+    def _path(self, digest: bytes) -> Path:
+        name = digest.hex()
+        return self.directory / name[:2] / name
+
+    def _read_directory(self) -> None:
+        for left in (self.directory / _NEW).iterdir():
+            if left.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                left.unlink(missing_ok=True)
+        found = []
+        for shard in self.directory.iterdir():
+            if len(shard.name) == 2 and set(shard.name) <= _HEX:
+                for file in os.scandir(shard):
+                    if set(file.name) <= _HEX and len(file.name) % 2 == 0 and file.is_file():
+                        with contextlib.suppress(FileNotFoundError):
+                            state = file.stat()
+                            found.append((state.st_mtime, bytes.fromhex(file.name), state.st_size))
+        for _, digest, size in sorted(found):
+            self._note(digest, size)
+
+    # With the lock held:
+
+    def _note(self, digest: bytes, size: int) -> None:
+        """The entry is there and was used just now."""
+        self._forget(digest)
+        self._sizes[digest] = size
+        self.counts.entries += 1
+        self.counts.bytes += size
+
+    def _forget(self, digest: bytes) -> None:
+        size = self._sizes.pop(digest, None)
+        if size is not None:
+            self.counts.entries -= 1
+            self.counts.bytes -= size
+
+    def _make_room(self, size: int) -> None:
+        while self._sizes and self.counts.bytes + size > self.capacity:
+            digest = next(iter(self._sizes))
+            self._forget(digest)
+            self._unlink(digest)
+            self.counts.evicted += 1
+
+    # Without it:
+
+    def _unlink(self, digest: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._path(digest).unlink(missing_ok=True)
+
+    def _missed(self, key: CacheKey, *, failed: int = 0, rejected: int = 0) -> None:
+        with self._lock:
+            self.counts.misses += 1
+            self.counts.failed += failed
+            self.counts.rejected += rejected
+            self._forget(key.digest)
+
+    def _count_failure(self) -> bool:
+        with self._lock:
+            self.counts.failed += 1
+        return False

@@ -1,0 +1,250 @@
+"""KV pages beyond memory: what the prefix cache gives up goes to a tier, and comes back ahead of need.
+
+Owns: which pages go and come, and who waits for them. Must not know: scheduling, or what a tier is.
+
+    evicted page  --copy-->  writer thread  --put-->  tier
+    new sequence  --keys-->  reader thread  --get-->  here  --write into an idle page-->  prefix cache
+
+A sequence that arrives has the pages that memory lacks and the tier has fetched while it waits for its turn. At its turn
+it waits on as long as fetching is expected to be quicker than computing; both speeds are measured. Whatever goes wrong
+with a page (gone, damaged, no room, too late) costs its computation and nothing else.
+
+Full pages only: their keys can be asked for. The key of a page is that of the prefix cache (``prefix_key.py``), so it
+covers all that the page's bits depend on, this build's arithmetic included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sixfold.cache import CacheKey, Tier, TierCounts
+from sixfold.engine.page_mover import Fetched, PageMover
+from sixfold.engine.prefix_cache import Beginning, PrefixCache
+from sixfold.engine.prefix_key import chain, pack
+from sixfold.engine.prefix_tree import PAGE_BYTES, Entry
+from sixfold.engine.sequence import Sequence, Status
+from sixfold.runtime.batch import PAGE_SIZE
+
+WAIT = 0.002  # seconds that a step without rows waits for a page
+LEAST_TOKENS = 64  # of a step that tells how quick computing is
+SMOOTHING = 0.2  # weight of a new measurement
+UNKNOWN = 0.05  # seconds that a page is waited for while nothing is known of computing
+
+
+class PageMemory(Protocol):
+    """The bytes behind page numbers."""
+
+    def read_page(self, page: int) -> bytes: ...
+    def write_page(self, page: int, content: bytes) -> None: ...
+
+
+@dataclass
+class Speeds:
+    """Seconds a page, by measurement; nothing is known at first."""
+
+    fetching: float | None = None
+    computing: float | None = None
+
+    def fetched(self, seconds: float) -> None:
+        self.fetching = _smooth(self.fetching, seconds)
+
+    def computed(self, tokens: int, seconds: float) -> None:
+        if tokens >= LEAST_TOKENS:
+            self.computing = _smooth(self.computing, seconds * PAGE_SIZE / tokens)
+
+    @property
+    def worth_fetching(self) -> bool:
+        """True until it is known to be slower."""
+        return self.fetching is None or self.computing is None or self.fetching < self.computing
+
+
+@dataclass
+class Wait:
+    """A sequence's pages on their way."""
+
+    left: int  # pages
+    until: float  # from then on they are computed
+
+
+class TieredPrefixes:
+    """A prefix cache with a tier behind it; ``now`` is for tests."""
+
+    on = True
+
+    def __init__(
+        self, prefixes: PrefixCache, memory: PageMemory, tier: Tier, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._prefixes = prefixes
+        self._memory = memory
+        self._tier = tier
+        self._mover = PageMover(tier)
+        self._asked: set[Sequence] = set()  # waiting sequences whose missing pages were looked for
+        self._waits: dict[Sequence, Wait] = {}
+        self._now = now
+        self.speeds = Speeds()
+        self.fetched_tokens = 0
+        prefixes.on_evict = self._swap_out
+
+    # Counters of the cache in memory.
+
+    @property
+    def queries(self) -> int:
+        return self._prefixes.queries
+
+    @property
+    def hits(self) -> int:
+        return self._prefixes.hits
+
+    @property
+    def evictions(self) -> int:
+        return self._prefixes.evictions
+
+    @property
+    def tier(self) -> TierCounts | None:
+        return self._tier.counts
+
+    @property
+    def num_entries(self) -> int:
+        return self._prefixes.num_entries
+
+    @property
+    def empty_slots(self) -> int:
+        return self._prefixes.empty_slots
+
+    # What the scheduler calls.
+
+    def expect(self, sequence: Sequence, /) -> None:
+        """Begins to fetch what memory lacks."""
+        self._asked.add(sequence)
+        if not self.speeds.worth_fetching:
+            return
+        wanted = self._missing(sequence)
+        if wanted:
+            patience = len(wanted) * (self.speeds.computing or UNKNOWN)
+            self._waits[sequence] = Wait(len(wanted), self._now() + patience)
+            self._mover.fetch(sequence, wanted)
+
+    def arrive(self) -> None:
+        """Before a step is scheduled: pages that have come are written now, when no page waits to be copied."""
+        if self._waits:
+            self._take_in()
+
+    def ready(self, sequence: Sequence, /) -> bool:
+        """False while pages are on their way that should be there sooner than computed."""
+        if sequence not in self._asked:  # it comes back after a preemption
+            self.expect(sequence)
+        wait = self._waits.get(sequence)
+        if wait is not None and wait.left > 0 and self._now() < wait.until:
+            return False
+        self._stop_waiting(sequence)
+        return True
+
+    def wait(self) -> None:
+        """Nothing can run before a page comes: a moment for it."""
+        if not self._waits:
+            raise AssertionError("requests are unfinished but none can run")
+        self._take_in(WAIT)
+
+    def stepped(self, tokens: int, seconds: float) -> None:
+        self.speeds.computed(tokens, seconds)
+
+    def find(self, sequence: Sequence, limit: int, /) -> Beginning:
+        return self._prefixes.find(sequence, limit)
+
+    def forked(self, source: Sequence, tokens: int, /) -> Beginning:
+        return self._prefixes.forked(source, tokens)
+
+    def begun(self, sequence: Sequence, beginning: Beginning, /) -> None:
+        self._prefixes.begun(sequence, beginning)
+
+    def filled(self, sequence: Sequence, /) -> None:
+        self._prefixes.filled(sequence)
+
+    def ended(self, sequence: Sequence, /) -> None:
+        self._stop_waiting(sequence)
+        self._asked.discard(sequence)
+        self._prefixes.ended(sequence)
+
+    def reset(self) -> None:
+        """Forgets what is in memory, on its way, and in the tier."""
+        self._mover.drop_all()
+        self._waits.clear()
+        self._prefixes.reset()
+        self._tier.clear()
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Stores what memory keeps, most recently used first, within ``seconds``; then the threads end."""
+        deadline = self._now() + seconds
+        for entry in self._prefixes.full_entries():
+            if self._now() >= deadline:
+                break
+            self._swap_out(entry, patient=True)
+        self._mover.close(max(0.0, deadline - self._now()))
+        self._tier.close()
+
+    # Inside.
+
+    def _missing(self, sequence: Sequence) -> list[CacheKey]:
+        """Keys of the full pages after those in memory that the tier says it has, in order."""
+        entry = self._prefixes.find(sequence, sequence.skippable).entry
+        assert entry is not None
+        key = entry.key
+        found = []
+        for at in range(entry.depth * PAGE_SIZE, sequence.skippable - PAGE_SIZE + 1, PAGE_SIZE):
+            wanted = key_of(key, pack(sequence.token_ids[at : at + PAGE_SIZE]))
+            if wanted not in self._tier:
+                break
+            found.append(wanted)
+            key = wanted.digest
+        return found
+
+    def _take_in(self, timeout: float = 0.0) -> None:
+        """Puts the pages that have come into memory."""
+        for fetched in self._mover.fetched(timeout):
+            wait = self._waits.get(fetched.sequence)
+            if fetched.payload is None:  # so those after it are of no use
+                self._stop_waiting(fetched.sequence)
+                continue
+            self.speeds.fetched(fetched.seconds)
+            if fetched.sequence.status is Status.WAITING:
+                self._swap_in(fetched)
+            if wait is not None:
+                wait.left -= 1
+
+    def _swap_in(self, fetched: Fetched) -> None:
+        parent_key, tokens = parts_of(fetched.key)
+        root = self._prefixes.root_of(fetched.sequence)
+        page = self._prefixes.restore(root, parent_key, tokens)
+        if page is not None:
+            assert fetched.payload is not None
+            self._memory.write_page(page, fetched.payload)
+            self.fetched_tokens += PAGE_SIZE
+
+    def _swap_out(self, entry: Entry, patient: bool = False) -> None:
+        """Copies a page that is about to be given up, unless the tier has it or too much is on its way there."""
+        assert entry.parent is not None
+        if len(entry.tokens) < PAGE_BYTES:
+            return
+        key = key_of(entry.parent.key, entry.tokens)
+        if key not in self._tier and self._mover.has_room(patient):
+            self._mover.store(key, self._memory.read_page(entry.page))
+
+    def _stop_waiting(self, sequence: Sequence) -> None:
+        if self._waits.pop(sequence, None) is not None:
+            self._mover.drop(sequence)
+
+
+def key_of(parent_key: bytes, tokens: bytes) -> CacheKey:
+    return CacheKey(chain(parent_key, tokens), parent_key + tokens)
+
+
+def parts_of(key: CacheKey) -> tuple[bytes, bytes]:
+    """(key of the page before, tokens)."""
+    return key.content[:-PAGE_BYTES], key.content[-PAGE_BYTES:]
+
+
+def _smooth(before: float | None, value: float) -> float:
+    return value if before is None else before + SMOOTHING * (value - before)

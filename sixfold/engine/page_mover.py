@@ -1,0 +1,136 @@
+"""Two threads that carry pages between the engine and a tier, so that the engine never waits for a disk.
+
+Owns: the queues, and how much may be on its way. Must not know: which pages, or why.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sixfold.cache import CacheKey, Tier
+from sixfold.engine.sequence import Sequence
+
+MOST_BYTES = 256 << 20  # copies of pages on their way to the tier, and as many on their way back
+
+
+class Fetched(NamedTuple):
+    sequence: Sequence
+    key: CacheKey
+    payload: bytes | None  # None: it was not there, or not what it should be; nothing follows for the sequence
+    seconds: float
+
+
+class PageMover:
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+        self._stores: queue.SimpleQueue[tuple[int, CacheKey, bytes] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[tuple[Sequence, list[CacheKey]] | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
+        self._lock = threading.Condition()  # over what follows
+        self._storing = 0  # bytes
+        self._stores_given = self._dropped_stores = 0  # numbers of the last one given, and dropped
+        self._returning = 0
+        self._wanted: set[Sequence] = set()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=target, name=f"sixfold-kv-{name}", daemon=True)
+            for name, target in (("writer", self._write), ("reader", self._read))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def has_room(self, patient: bool) -> bool:
+        """Whether one more page may be stored; ``patient`` waits until it may, or until the writer is gone."""
+        with self._lock:
+            if patient:
+                self._lock.wait_for(lambda: self._storing < MOST_BYTES or self._closed, timeout=5.0)
+            return self._storing < MOST_BYTES and not self._closed
+
+    def store(self, key: CacheKey, payload: bytes) -> None:
+        with self._lock:
+            self._storing += len(payload)
+            self._stores_given += 1
+            number = self._stores_given
+        self._stores.put((number, key, payload))
+
+    def fetch(self, sequence: Sequence, keys: list[CacheKey]) -> None:
+        with self._lock:
+            self._wanted.add(sequence)
+        self._orders.put((sequence, keys))
+
+    def fetched(self, timeout: float) -> Iterator[Fetched]:
+        """What has come; waits up to ``timeout`` seconds for the first."""
+        try:
+            found = self._arrived.get(timeout=timeout) if timeout else self._arrived.get_nowait()
+            while True:
+                with self._lock:
+                    self._returning -= len(found.payload or b"")
+                    wanted = found.sequence in self._wanted
+                    self._lock.notify_all()
+                if wanted:
+                    yield found
+                found = self._arrived.get_nowait()
+        except queue.Empty:
+            return
+
+    def drop(self, sequence: Sequence) -> None:
+        """What is still on its way for the sequence is not wanted any more."""
+        with self._lock:
+            self._wanted.discard(sequence)
+
+    def drop_all(self) -> None:
+        """Nothing that is on its way is wanted any more, in either direction."""
+        with self._lock:
+            self._wanted.clear()
+            self._dropped_stores = self._stores_given
+
+    def close(self, seconds: float) -> None:
+        """Gives what is to be stored ``seconds``, then lets go of it."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            self._wanted.clear()
+            self._lock.wait_for(lambda: self._storing == 0, timeout=seconds)
+            self._closed = True
+            self._lock.notify_all()
+        self._stores.put(None)
+        self._orders.put(None)
+        for thread in self._threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+
+    # The threads. A tier does not raise; should one do so all the same, the page is lost and the thread goes on.
+
+    def _write(self) -> None:
+        while (item := self._stores.get()) is not None:
+            number, key, payload = item
+            try:
+                if not self._closed and number > self._dropped_stores:
+                    self._tier.put(key, payload)
+            except Exception:
+                self._tier.counts.failed += 1
+            with self._lock:
+                self._storing -= len(payload)
+                self._lock.notify_all()
+
+    def _read(self) -> None:
+        while (item := self._orders.get()) is not None:
+            sequence, keys = item
+            for key in keys:
+                with self._lock:
+                    self._lock.wait_for(lambda: self._returning < MOST_BYTES or self._closed)
+                    if self._closed or sequence not in self._wanted:
+                        break
+                began = time.perf_counter()
+                try:
+                    payload = self._tier.get(key)
+                except Exception:
+                    self._tier.counts.failed += 1
+                    payload = None
+                with self._lock:
+                    self._returning += len(payload or b"")
+                self._arrived.put(Fetched(sequence, key, payload, time.perf_counter() - began))
+                if payload is None:
+                    break

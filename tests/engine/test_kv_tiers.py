@@ -1,0 +1,251 @@
+"""A tier behind the prefix cache: pages go when memory is short, come back ahead of need, and are never wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sixfold.cache import DiskCache, TierCounts
+from sixfold.engine.kv_tiers import LEAST_TOKENS, Speeds
+from sixfold.types import SamplingParams
+from tests.engine.test_core import alone, drain, same, step, submit
+from tests.fakes import make_core
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=20)
+
+
+class MemoryTier:
+    """Keeps entries in a dictionary. ``gate``: reads wait until it is set."""
+
+    def __init__(self):
+        self.counts = TierCounts()
+        self.entries = {}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+
+    def __contains__(self, key):
+        return key.digest in self.entries
+
+    def get(self, key):
+        self.gate.wait(10)
+        if self.broken:
+            raise OSError("the cable is out")
+        content, payload = self.entries.get(key.digest, (None, None))
+        return payload if content == key.content else None
+
+    def put(self, key, payload):
+        if self.broken:
+            raise OSError("the cable is out")
+        self.entries[key.digest] = (key.content, payload)
+        return True
+
+    def delete(self, key):
+        self.entries.pop(key.digest, None)
+
+    def clear(self):
+        self.entries.clear()
+
+    def close(self):
+        pass
+
+
+class Patient(Speeds):
+    """Waits for pages however long they take; steps of fakes take no time that means anything."""
+
+    def computed(self, tokens, seconds):
+        self.computing = 100.0
+
+
+def tiered(tier, num_pages=24, **options):
+    core = make_core(num_pages=num_pages, tier=tier, **options)
+    core.prefixes.speeds = Patient(computing=100.0)
+    return core
+
+
+def prompt_of(seed, length=150):
+    return np.random.default_rng(seed).integers(0, 255, length).tolist()
+
+
+def ask(core, name, prompt, params=GREEDY, salt=None):
+    submit(core, name, prompt, params, salt=salt)
+    return drain(core)[name]
+
+
+def stored(core):
+    """Once the writer has nothing left to do."""
+    deadline = time.monotonic() + 10
+    while core.prefixes._mover._storing and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def flood(core, seed=1000):
+    """Takes all of the memory for other prompts."""
+    for other in range(4):
+        ask(core, f"flood {seed + other}", prompt_of(seed + other))
+    stored(core)
+
+
+def test_a_conversation_comes_back_from_the_tier():
+    core = tiered(MemoryTier())
+    prompt = prompt_of(1)
+    first = ask(core, "first", prompt)
+    flood(core)
+    history = prompt + list(first.outputs[0].token_ids) + prompt_of(2, 20)
+    before = core.prefixes.fetched_tokens
+    again = ask(core, "again", history)
+    assert same(again, alone(history, GREEDY))
+    assert again.num_cached_tokens >= 160 and core.prefixes.fetched_tokens - before >= 144
+
+
+def test_pages_outlive_the_engine(tmp_path):
+    prompt = prompt_of(1)
+    core = tiered(DiskCache(tmp_path, 1 << 20))
+    wanted = ask(core, "a", prompt)
+    core.close()
+    again = tiered(DiskCache(tmp_path, 1 << 20))
+    found = ask(again, "a", prompt)
+    assert same(found, wanted) and found.num_cached_tokens == 144
+    again.close()
+
+
+def test_tenants_do_not_meet_in_the_tier():
+    tier = MemoryTier()
+    core = tiered(tier)
+    prompt = prompt_of(1)
+    ask(core, "a", prompt, salt="a")
+    core.close()
+    other = tiered(tier)
+    assert ask(other, "b", prompt, salt="b").num_cached_tokens == 0
+    assert ask(other, "c", prompt, salt="a").num_cached_tokens == 144
+
+
+def test_a_page_that_is_gone_or_wrong_is_computed():
+    tier = MemoryTier()
+    core = tiered(tier)
+    prompt = prompt_of(1)
+    wanted = ask(core, "a", prompt)
+    core.close()
+    for digest in list(tier.entries)[3:5]:
+        tier.entries[digest] = (b"another key", tier.entries[digest][1])
+    again = tiered(tier)
+    found = ask(again, "a", prompt)
+    assert same(found, wanted) and found.num_cached_tokens == 48
+
+
+def test_a_broken_tier_costs_computation_only():
+    tier = MemoryTier()
+    core = tiered(tier)
+    prompt = prompt_of(1)
+    wanted = ask(core, "a", prompt)
+    flood(core)
+    tier.broken = True
+    found = ask(core, "a", prompt)
+    assert same(found, wanted) and found.num_cached_tokens < 144
+    flood(core)
+    assert tier.counts.failed > 0
+    core.close()
+
+
+def test_nobody_waits_longer_than_computing_takes():
+    tier = MemoryTier()
+    core = tiered(tier)
+    prompt = prompt_of(1)
+    wanted = ask(core, "a", prompt)
+    flood(core)
+    tier.gate.clear()
+    core.prefixes.speeds = Speeds(computing=0.001)
+    assert same(ask(core, "b", prompt), wanted)
+    tier.gate.set()
+    core.close()
+
+
+def test_others_run_while_pages_come():
+    tier = MemoryTier()
+    core = tiered(tier)
+    ask(core, "a", prompt_of(1))
+    flood(core)
+    tier.gate.clear()
+    submit(core, "waits", prompt_of(1), GREEDY)
+    submit(core, "runs", prompt_of(7, 20), GREEDY)
+    collectors = {}
+    for _ in range(60):
+        step(core, collectors)
+    assert set(collectors) == {"runs"}
+    tier.gate.set()
+    outputs = drain(core, collectors)
+    assert same(outputs["waits"], alone(prompt_of(1), GREEDY)) and outputs["waits"].num_cached_tokens == 144
+
+
+def test_a_request_that_leaves_while_it_waits_for_pages():
+    tier = MemoryTier()
+    core = tiered(tier)
+    ask(core, "a", prompt_of(1))
+    flood(core)
+    tier.gate.clear()
+    submit(core, "leaves", prompt_of(1), GREEDY)
+    core.step()
+    core.abort("leaves")
+    tier.gate.set()
+    assert not core.has_work
+    assert same(ask(core, "b", prompt_of(3)), alone(prompt_of(3), GREEDY))
+    core.close()
+
+
+def test_reset_forgets_the_tier_too():
+    tier = MemoryTier()
+    core = tiered(tier)
+    ask(core, "a", prompt_of(1))
+    flood(core)
+    core.reset_prefix_cache()
+    stored(core)
+    assert not tier.entries
+    assert ask(core, "a", prompt_of(1)).num_cached_tokens == 0
+
+
+def test_speeds_decide():
+    speeds = Speeds()
+    assert speeds.worth_fetching
+    speeds.computed(LEAST_TOKENS - 1, 1.0)
+    assert speeds.computing is None  # such a step tells nothing
+    speeds.computed(160, 0.1)
+    assert speeds.computing == pytest.approx(0.01)
+    speeds.fetched(0.02)
+    assert not speeds.worth_fetching
+    for _ in range(20):
+        speeds.fetched(0.001)
+    assert speeds.worth_fetching
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    turns=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 60), st.booleans()), min_size=1, max_size=14),
+    num_pages=st.integers(14, 30),
+    restart=st.integers(0, 14),
+    together=st.integers(1, 4),
+)
+def test_same_tokens_whatever_goes_and_comes(turns, num_pages, restart, together):
+    """Conversations take turns over a memory that holds about one of them, with a restart in between."""
+    tier = MemoryTier()
+    core = tiered(tier, num_pages=num_pages, max_num_batched_tokens=64, max_num_seqs=together)
+    histories = {who: prompt_of(who, 30) for who in range(5)}
+    for number, (who, length, greedy) in enumerate(turns):
+        if number == restart:
+            core.close()
+            core = tiered(tier, num_pages=num_pages, max_num_batched_tokens=64, max_num_seqs=together)
+        params = SamplingParams(temperature=0.0 if greedy else 1.0, seed=number, max_tokens=9)
+        histories[who] = (histories[who] + prompt_of(100 + number, length))[-150:]
+        names = []
+        for copy in range(together):
+            asked = histories[(who + copy) % 5]
+            submit(core, f"{number} {copy}", asked, params)
+            names.append((f"{number} {copy}", asked))
+        outputs = drain(core)
+        for name, asked in names:
+            assert same(outputs[name], alone(asked, params))
+    core.close()
