@@ -42,8 +42,16 @@ class CachedExecutor:
     step_seconds = 0.0
     spin = False
 
-    def __init__(self, plan: Any, *, num_pages: int, max_tokens: int, threads: int | None = None, isa: str = "auto",
-                 kv_format: str = "f16"):
+    def __init__(
+        self,
+        plan: Any,
+        *,
+        num_pages: int,
+        max_tokens: int,
+        threads: int | None = None,
+        isa: str = "auto",
+        kv_format: str = "f16",
+    ):
         from sixfold.runtime.batch import Batch
         from sixfold.runtime.native import NativeExecutor
 

@@ -11,8 +11,6 @@
 //   scratch:  queries, a group of R rows as [head_size / 2][R][2] | scores [rows][128] | q_scale [rows]
 #pragma once
 
-#include <cmath>
-
 #include "kv_page.hpp"
 #include "softmax_runs.hpp"
 
@@ -41,7 +39,7 @@ class Int8Attention : SoftmaxRuns<V> {
 
   void run() {
     this->clear();
-    this->for_groups([&](int row, auto r) { this->template gather<r>(row); });
+    if (!job_.prepared) this->for_groups([&](int row, auto r) { this->template gather<r>(row); });
     this->for_runs([&](const Run& run) {
       this->for_groups([&](int row, auto r) { this->template score<r>(run, row); });
       float factors[kMaxAttentionRows], scales[kMaxAttentionRows];
@@ -62,8 +60,12 @@ class Int8Attention : SoftmaxRuns<V> {
     for (int r = 0; r < R; ++r) {
       const int t = (row + r) / job_.group, g = (row + r) % job_.group;
       const float* from = job_.q + static_cast<std::size_t>(t) * job_.q_stride + g * d_;
-      float peak = 0;
-      for (int i = 0; i < d_; ++i) peak = std::max(peak, std::abs(from[i]));
+      T top = V::zero();
+      for (int i = 0; i < d_; i += V::kWidth) {
+        const T value = V::load(from + i);
+        top = V::max(top, V::max(value, V::sub(V::zero(), value)));
+      }
+      const float peak = V::horizontal_max(top);
       const float inverse = peak > 0 ? 32767.0f / peak : 0.0f;
       query_scales_[row + r] = peak / 32767.0f;
       alignas(64) std::int16_t q[kMaxHeadSize];

@@ -68,6 +68,8 @@ struct AttentionJob {
   float* weight;
   float* max;
   float* scratch;  // attention_scratch() floats
+  // Whether `scratch` is as a job of the same queries left it, whose preparation need not be repeated then.
+  bool prepared;
 };
 
 // Floats of working memory that an attention job of `rows` query rows needs.

@@ -128,6 +128,7 @@ class Runner {
       job.end = std::min((split + 1) * kSplitKeys, visible_end);
       if (job.begin >= job.end) continue;
       attention(job);
+      job.prepared = true;
       for (int r = 0; r < rows; ++r) {
         const PartialSum into = this->slot(task.row + r / group, slot, task.kv_head * group + r % group);
         fold(into, {job.sum + static_cast<std::size_t>(r) * d, job.weight + r, job.max + r});

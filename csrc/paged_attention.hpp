@@ -33,7 +33,7 @@ class PagedAttention : SoftmaxRuns<V> {
 
   void run() {
     this->clear();
-    this->for_groups([&](int row, auto r) { this->template gather<r>(row); });
+    if (!job_.prepared) this->for_groups([&](int row, auto r) { this->template gather<r>(row); });
     this->for_runs([&](const Run& run) {
       score(run);
       float factors[kMaxAttentionRows];

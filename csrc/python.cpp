@@ -430,9 +430,22 @@ void bind_kernels(nb::module_& module) {
         std::vector<float> weight(rows), max(rows);
         Buffer<float> scratch(attention_scratch(rows, d));
         const int group = rows / tokens;
-        AttentionJob job{q.data(),      group * d,    tokens,        group,  d, pool.data(),       stride,
-                         stride,        table.data(), position,      window, 0, position + tokens, out.data(),
-                         weight.data(), max.data(),   scratch.data()};
+        AttentionJob job{};
+        job.q = q.data();
+        job.q_stride = group * d;
+        job.tokens = tokens;
+        job.group = group;
+        job.head_size = d;
+        job.pool = pool.data();
+        job.page_stride = job.page_bytes = stride;
+        job.pages = table.data();
+        job.position = position;
+        job.window = window;
+        job.end = position + tokens;
+        job.sum = out.data();
+        job.weight = weight.data();
+        job.max = max.data();
+        job.scratch = scratch.data();
         (kv_format == KvFormat::kInt8 ? kernels.int8_attention : kernels.attention)(job);
         for (int r = 0; r < rows; ++r)
           for (int i = 0; i < d; ++i) out.data()[static_cast<std::size_t>(r) * d + i] /= weight[r];

@@ -19,7 +19,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-
 _TIER_COUNTERS = {
     "hits": "Pages read out",
     "misses": "Reads without an answer",
@@ -323,7 +322,9 @@ class Metrics(Collector):
     def _tier(self, tier: TierView, fetched_tokens: int) -> Iterator[Metric]:
         yield self._counter("sixfold:kv_fetched_tokens", "Tokens whose KV came from the tier.", fetched_tokens)
         for name, words in _TIER_COUNTERS.items():
-            yield self._counter(f"sixfold:kv_tier_{name}", f"{words} of the tier behind KV memory.", getattr(tier, name))
+            yield self._counter(
+                f"sixfold:kv_tier_{name}", f"{words} of the tier behind KV memory.", getattr(tier, name)
+            )
         yield self._gauge("sixfold:kv_tier_entries", "Pages in the tier behind KV memory.", tier.entries)
         yield self._gauge("sixfold:kv_tier_bytes", "Bytes in the tier behind KV memory.", tier.bytes)
 

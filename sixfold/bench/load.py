@@ -30,8 +30,8 @@ Range = tuple[int, int]
 class Shape:
     """What requests look like; lengths are drawn evenly. ``ids``: the range of token ids, None for text.
 
-    ``prefix_tokens``: tokens that all prompts begin with, beside the drawn ones; a server with a prefix cache knows them
-    from the first request on.
+    ``prefix_tokens``: tokens that all prompts begin with, beside the drawn ones; a server with a prefix cache knows
+    them from the first request on.
     """
 
     prompt_tokens: Range
@@ -111,7 +111,7 @@ async def cold(
     server: Server, shape: Shape, lengths: Sequence[int], repeats: int, seed: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Time to the first token of prompts that no cache has seen beyond the prefix, one at a time, all lengths in turn."""
+    """Time to the first token of prompts that no cache has seen beyond the prefix: one by one, all lengths in turn."""
     source = random.Random(f"cold {seed}")
     client = Client(server)
     found: dict[int, list[Outcome]] = {length: [] for length in lengths}

@@ -57,13 +57,16 @@ class DiskCache:
         try:
             blob = self._path(key.digest).read_bytes()
         except FileNotFoundError:
-            return self._missed(key)
+            self._missed(key)
+            return None
         except OSError:
-            return self._missed(key, failed=1)
+            self._missed(key, failed=1)
+            return None
         payload = decode(key, blob)
         if payload is None:
             self._unlink(key.digest)
-            return self._missed(key, rejected=1)
+            self._missed(key, rejected=1)
+            return None
         with self._lock:
             self.counts.hits += 1
             self._note(key.digest, len(blob))
@@ -112,8 +115,9 @@ class DiskCache:
 
     def _read_directory(self) -> None:
         for left in (self.directory / _NEW).iterdir():
-            if left.stat().st_mtime < time.time() - _LEFT_BEHIND:
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its writer has just put it into place
+                if left.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                    left.unlink()
         found = []
         for shard in self.directory.iterdir():
             if len(shard.name) == 2 and set(shard.name) <= _HEX:

@@ -4,7 +4,8 @@ Owns: the format. Must not know: where the bytes lie.
 
     magic 8 | key length u32 | payload length u64 | key | payload | BLAKE2b-256 of all before | commit mark 8
 
-Whatever is torn, stale, foreign or flipped does not decode for the key that is asked for: it is a miss, never an answer.
+Whatever is torn, stale, foreign or flipped does not decode for the key that is asked for: it is a miss, never an
+answer.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ KVFormat = Annotated[
 ]
 KVDisk = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Keep cached prefixes in this directory too: when memory is short, over restarts."),
+    typer.Option(
+        metavar="DIR", help="Keep cached prefixes in this directory too: when memory is short, over restarts."
+    ),
 ]
 KVDiskSize = Annotated[
     int | None, typer.Option(parser=byte_count, metavar="SIZE", help="At most so much of it.  [default: 10G]")

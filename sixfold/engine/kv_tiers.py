@@ -5,9 +5,9 @@ Owns: which pages go and come, and who waits for them. Must not know: scheduling
     evicted page  --copy-->  writer thread  --put-->  tier
     new sequence  --keys-->  reader thread  --get-->  here  --write into an idle page-->  prefix cache
 
-A sequence that arrives has the pages that memory lacks and the tier has fetched while it waits for its turn. At its turn
-it waits on as long as fetching is expected to be quicker than computing; both speeds are measured. Whatever goes wrong
-with a page (gone, damaged, no room, too late) costs its computation and nothing else.
+A sequence that arrives has the pages that memory lacks and the tier has fetched while it waits for its turn. At its
+turn it waits on as long as fetching is expected to be quicker than computing; both speeds are measured. Whatever goes
+wrong with a page (gone, damaged, no room, too late) costs its computation and nothing else.
 
 Full pages only: their keys can be asked for. The key of a page is that of the prefix cache (``prefix_key.py``), so it
 covers all that the page's bits depend on, this build's arithmetic included.

@@ -105,32 +105,38 @@ class PageMover:
 
     def _write(self) -> None:
         while (item := self._stores.get()) is not None:
-            number, key, payload = item
-            try:
-                if not self._closed and number > self._dropped_stores:
-                    self._tier.put(key, payload)
-            except Exception:
-                self._tier.counts.failed += 1
-            with self._lock:
-                self._storing -= len(payload)
-                self._lock.notify_all()
+            self._write_one(*item)
+            del item  # nothing is kept alive while there is nothing to do
 
     def _read(self) -> None:
         while (item := self._orders.get()) is not None:
-            sequence, keys = item
-            for key in keys:
-                with self._lock:
-                    self._lock.wait_for(lambda: self._returning < MOST_BYTES or self._closed)
-                    if self._closed or sequence not in self._wanted:
-                        break
-                began = time.perf_counter()
-                try:
-                    payload = self._tier.get(key)
-                except Exception:
-                    self._tier.counts.failed += 1
-                    payload = None
-                with self._lock:
-                    self._returning += len(payload or b"")
-                self._arrived.put(Fetched(sequence, key, payload, time.perf_counter() - began))
-                if payload is None:
-                    break
+            self._read_some(*item)
+            del item
+
+    def _write_one(self, number: int, key: CacheKey, payload: bytes) -> None:
+        try:
+            if not self._closed and number > self._dropped_stores:
+                self._tier.put(key, payload)
+        except Exception:
+            self._tier.counts.failed += 1
+        with self._lock:
+            self._storing -= len(payload)
+            self._lock.notify_all()
+
+    def _read_some(self, sequence: Sequence, keys: list[CacheKey]) -> None:
+        for key in keys:
+            with self._lock:
+                self._lock.wait_for(lambda: self._returning < MOST_BYTES or self._closed)
+                if self._closed or sequence not in self._wanted:
+                    return
+            began = time.perf_counter()
+            try:
+                payload = self._tier.get(key)
+            except Exception:
+                self._tier.counts.failed += 1
+                payload = None
+            with self._lock:
+                self._returning += len(payload or b"")
+            self._arrived.put(Fetched(sequence, key, payload, time.perf_counter() - began))
+            if payload is None:
+                return

@@ -48,11 +48,24 @@ class Prefixes(Protocol):
     """What the scheduler asks of a prefix cache. Sequences come and go between its calls."""
 
     on: bool
-    queries: int  # tokens looked up by sequences that began
-    hits: int  # tokens of them that were found
-    evictions: int  # pages
-    tier: TierCounts | None
-    fetched_tokens: int  # that came from the tier
+
+    @property
+    def queries(self) -> int:
+        """Tokens looked up by sequences that began."""
+
+    @property
+    def hits(self) -> int:
+        """Tokens of them that were found."""
+
+    @property
+    def evictions(self) -> int:
+        """Pages."""
+
+    @property
+    def tier(self) -> TierCounts | None: ...
+    @property
+    def fetched_tokens(self) -> int:
+        """That came from the tier."""
 
     @property
     def num_entries(self) -> int: ...

@@ -71,7 +71,10 @@ class Sampler:
             if not state.plain or row.forbidden_ids:
                 break
         else:  # the common case of plain greedy decoding needs no arguments but the logits
-            return [Sampled(token_id) if token_id >= 0 else _failure(token_id) for token_id in _native.argmax(logits, self._team)]
+            return [
+                Sampled(token_id) if token_id >= 0 else _failure(token_id)
+                for token_id in _native.argmax(logits, self._team)
+            ]
         recipes = [_recipe(row) for row in rows]
         drawn = _native.sample(
             logits,

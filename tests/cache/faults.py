@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import random
 import tempfile
 import threading
@@ -153,7 +152,7 @@ def main() -> None:
     parser.add_argument("operations", type=int)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as directory:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
         attack = Attack(Path(directory), options.seed)
         attack.run(options.operations)
     for name, count in sorted(attack.done.items()):

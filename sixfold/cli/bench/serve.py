@@ -37,7 +37,8 @@ def serve(
     prompt_tokens: Annotated[str, typer.Option(metavar="MIN,MAX", help="Prompt lengths, drawn evenly.")] = "16,128",
     new_tokens: Annotated[str, typer.Option(metavar="MIN,MAX", help="Answer lengths, drawn evenly.")] = "16,64",
     prefix_tokens: Annotated[
-        int, typer.Option(min=0, help="Tokens that all prompts begin with, beside the drawn ones: a known conversation.")
+        int,
+        typer.Option(min=0, help="Tokens that all prompts begin with, beside the drawn ones: a known conversation."),
     ] = 0,
     ttft_cold: Annotated[
         str | None,
@@ -82,8 +83,13 @@ def serve(
         "bench": "serve",
         **circumstances(model=called, url=url or f"started: sixfold serve {model or ''}".strip()),
     }
-    described = {"prompt_range": shape.prompt_tokens, "new_range": shape.new_tokens,
-                 "prefix_tokens": prefix_tokens, "text": text, "seed": seed}
+    described = {
+        "prompt_range": shape.prompt_tokens,
+        "new_range": shape.new_tokens,
+        "prefix_tokens": prefix_tokens,
+        "text": text,
+        "seed": seed,
+    }
     result = {**frame, **described, **found}
     if finish(result, output, json):
         (_print_cold if ttft_cold else _print_loads)(result)
