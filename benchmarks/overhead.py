@@ -60,6 +60,7 @@ class CachedExecutor:
         pages = np.arange(ROWS // 16, dtype=np.int32)
         one = np.array([ROWS], np.int32)
         real.forward(Batch(tokens, np.zeros(1, np.int32), one, pages, np.array([0, len(pages)], np.int32)))
+        self.approximations = ()
         self._rows = real.logits(np.arange(ROWS, dtype=np.int32)).copy()
         self.vocab_size, self.num_pages, self.page_bytes = real.vocab_size, num_pages, real.page_bytes
         self.threads, self.isa, self.kv_format, self.numerics, self.team = 1, "cached", kv_format, "", None

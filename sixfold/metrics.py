@@ -70,6 +70,8 @@ class EngineStatsView(Protocol):
     @property
     def fetched_tokens(self) -> int: ...
     @property
+    def foreseen_tokens(self) -> int: ...
+    @property
     def tier(self) -> TierView | None: ...
     @property
     def kv_usage(self) -> float: ...
@@ -317,10 +319,11 @@ class Metrics(Collector):
         )  # fmt: skip
 
         if stats.tier is not None:
-            yield from self._tier(stats.tier, stats.fetched_tokens)
+            yield self._counter("sixfold:kv_fetched_tokens", "Tokens whose KV came from the tier.", stats.fetched_tokens)
+            yield self._counter("sixfold:kv_foreseen_tokens", "Those before a request asked.", stats.foreseen_tokens)
+            yield from self._tier(stats.tier)
 
-    def _tier(self, tier: TierView, fetched_tokens: int) -> Iterator[Metric]:
-        yield self._counter("sixfold:kv_fetched_tokens", "Tokens whose KV came from the tier.", fetched_tokens)
+    def _tier(self, tier: TierView) -> Iterator[Metric]:
         for name, words in _TIER_COUNTERS.items():
             yield self._counter(
                 f"sixfold:kv_tier_{name}", f"{words} of the tier behind KV memory.", getattr(tier, name)

@@ -37,6 +37,7 @@ class FakeExecutor:
     vocab_size = VOCAB
     page_bytes = 1 << 16
     team = None
+    approximations = ()
 
     def __init__(self, num_pages: int = 64, *, fail_when=None) -> None:
         self.num_pages = num_pages

@@ -46,10 +46,10 @@ def perplexity(
     from sixfold.evaluation.perplexity import perplexity as measure
     from sixfold.evaluation.perplexity import windows_of
 
-    content = _read(text)
+    content = read_text(text)
     path = fetch(model, accept_license=accept_license).path
     with console.busy("Loading"):
-        tokenizer, scorer = _scorer(path, ctx, {"threads": threads, "isa": isa, "kv_format": kv_format}, reference)
+        tokenizer, scorer = scorer_of(path, ctx, {"threads": threads, "isa": isa, "kv_format": kv_format}, reference)
     with console.busy("Tokenising"):
         windows = windows_of(tokenizer, content, ctx)[:max_windows]
     began = time.monotonic()
@@ -68,7 +68,7 @@ def perplexity(
     )
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -79,7 +79,7 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _scorer(path: Path, context: int, flags: Mapping[str, Any], reference: bool) -> tuple[Tokenizer, WindowScorer]:
+def scorer_of(path: Path, context: int, flags: Mapping[str, Any], reference: bool) -> tuple[Tokenizer, WindowScorer]:
     from sixfold import config
     from sixfold.compile.plan import build
     from sixfold.engine.kv_cache import pages_for

@@ -5,9 +5,10 @@ Owns: the conversations and the numbers. Must not know: options, tables.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,40 @@ def first_token(bench: Bench, history: int, new: int, repeats: int, report: Repo
         "ttft_ms": with_cache,
         "ttft_without_ms": without,
         "times_faster": without / with_cache,
+    }
+
+
+def after_restart(
+    start: Callable[[], Bench], history: int, new: int, repeats: int, report: Report
+) -> dict[str, Any]:  # fmt: skip
+    """Medians of the time to the first token after ``history + new`` tokens, all new, and with the history on disk.
+
+    ``start`` loads the model on one and the same tier; each round computes the history, stops, and asks a new engine.
+    Times in milliseconds.
+    """
+    computed, fetched, found = [], [], []
+    for index in range(repeats):
+        source = random.Random(index)
+        with contextlib.closing(start()) as bench:
+            bench.check(history + new + 1)
+            known, one, other = (bench.tokens(length, source) for length in (history, new, new))
+            bench.first_token(bench.tokens(8, source))
+            computed.append(bench.first_token([*known, *one])[0])
+        with contextlib.closing(start()) as bench:
+            bench.first_token(bench.tokens(8, source))
+            seconds, cached = bench.first_token([*known, *other])
+            fetched.append(seconds)
+            found.append(cached)
+        report(index + 1)
+    without, with_tier = (1000 * statistics.median(times) for times in (computed, fetched))
+    return {
+        "history_tokens": history,
+        "new_tokens": new,
+        "repeats": repeats,
+        "fetched_tokens": int(statistics.median(found)),
+        "ttft_ms": with_tier,
+        "ttft_without_ms": without,
+        "times_faster": without / with_tier,
     }
 
 

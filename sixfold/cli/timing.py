@@ -184,6 +184,9 @@ class Bench:
                 raise InvalidRequestError("A request failed", cause=str(output.outputs[0].stop_reason))
         return outputs
 
+    def close(self) -> None:
+        self._llm.close()
+
     def first_token(self, prompt: Sequence[int]) -> tuple[float, int]:
         """(seconds to the first token of a request that runs alone, tokens of its prompt that were cached)."""
         (output,) = self.run([prompt], [1])

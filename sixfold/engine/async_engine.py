@@ -138,6 +138,7 @@ class AsyncEngine:
         self.chat_template = chat_template
         self.model_name = model_name
         self.max_model_len = core.limits.max_model_len
+        self.approximations = core.approximations
         self.draining = False
         self.dead = False
         self._max_queue = max_queue
@@ -278,7 +279,10 @@ class AsyncEngine:
     def _obey(self) -> bool:
         """Carries out commands; sleeps while there is nothing else to do. False when told to stop."""
         while not (self.core.has_work and self._commands.empty()):
-            command = self._commands.get()
+            try:
+                command = self._commands.get(timeout=None if self.core.has_work else self.core.idle())
+            except queue.Empty:
+                continue
             if command is None:
                 return False
             command()

@@ -63,6 +63,7 @@ class EngineCore:
         self.scheduler = Scheduler(
             self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         )  # fmt: skip
+        self.approximations: tuple[str, ...] = executor.approximations  # what makes tokens differ from the plain path
         self.runner = Runner(executor)
         self.sampler = Sampler(executor.team)
         self.totals = Totals()
@@ -122,6 +123,10 @@ class EngineCore:
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes. Running sequences go on, and what they have computed so far is not kept."""
         self.prefixes.reset()
+
+    def idle(self) -> float | None:
+        """There is nothing to do: seconds after which to call again; None: not before there is."""
+        return self.prefixes.idle()
 
     def close(self) -> None:
         """The engine stops; what is cached may be stored for the next one. May take seconds."""

@@ -9,6 +9,8 @@ A sequence that arrives has the pages that memory lacks and the tier has fetched
 turn it waits on as long as fetching is expected to be quicker than computing; both speeds are measured. Whatever goes
 wrong with a page (gone, damaged, no room, too late) costs its computation and nothing else.
 
+Idle conversations are fetched ahead of their next likely turn (``turn_prediction.py``), also while nothing runs.
+
 Full pages only: their keys can be asked for. The key of a page is that of the prefix cache (``prefix_key.py``), so it
 covers all that the page's bits depend on, this build's arithmetic included.
 """
@@ -16,18 +18,22 @@ covers all that the page's bits depend on, this build's arithmetic included.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
 from sixfold.cache import CacheKey, Tier, TierCounts
-from sixfold.engine.page_mover import Fetched, PageMover
+from sixfold.engine.page_mover import PageMover
 from sixfold.engine.prefix_cache import Beginning, PrefixCache
-from sixfold.engine.prefix_key import chain, pack
+from sixfold.engine.prefix_key import PrefixRoot, chain, pack
 from sixfold.engine.prefix_tree import PAGE_BYTES, Entry
 from sixfold.engine.sequence import Sequence, Status
+from sixfold.engine.turn_prediction import TurnPrediction
 from sixfold.runtime.batch import PAGE_SIZE
 
+MOST_AHEAD = 0.25  # of all pages, for a conversation that has not asked yet
+CHECK = 0.25  # seconds between two looks at who may go on
 WAIT = 0.002  # seconds that a step without rows waits for a page
 LEAST_TOKENS = 64  # of a step that tells how quick computing is
 SMOOTHING = 0.2  # weight of a new measurement
@@ -61,6 +67,14 @@ class Speeds:
         return self.fetching is None or self.computing is None or self.fetching < self.computing
 
 
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A conversation's full pages: enough to bring it back."""
+
+    root: PrefixRoot
+    pages: tuple[CacheKey, ...]
+
+
 @dataclass
 class Wait:
     """A sequence's pages on their way."""
@@ -83,9 +97,12 @@ class TieredPrefixes:
         self._mover = PageMover(tier)
         self._asked: set[Sequence] = set()  # waiting sequences whose missing pages were looked for
         self._waits: dict[Sequence, Wait] = {}
+        self._turns: TurnPrediction[Turn] = TurnPrediction()
+        self._pauses: dict[Sequence, deque[float]] = {}  # before the turn that a sequence answers
         self._now = now
+        self._checked = now()
         self.speeds = Speeds()
-        self.fetched_tokens = 0
+        self.fetched_tokens = self.foreseen_tokens = 0
         prefixes.on_evict = self._swap_out
 
     # Counters of the cache in memory.
@@ -119,18 +136,27 @@ class TieredPrefixes:
     def expect(self, sequence: Sequence, /) -> None:
         """Begins to fetch what memory lacks."""
         self._asked.add(sequence)
-        if not self.speeds.worth_fetching:
+        if sequence.index > 0:  # a choice shares the first one's pages
             return
-        wanted = self._missing(sequence)
-        if wanted:
+        here, wanted = self._known(sequence)
+        if sequence.num_cached_tokens is None:  # not when it comes back after a preemption
+            pages = [*here, *(key.digest for key in wanted)]
+            self._pauses[sequence] = self._turns.goes_on(reversed(pages), self._now())
+        if wanted and self.speeds.worth_fetching:
             patience = len(wanted) * (self.speeds.computing or UNKNOWN)
             self._waits[sequence] = Wait(len(wanted), self._now() + patience)
             self._mover.fetch(sequence, wanted)
 
     def arrive(self) -> None:
         """Before a step is scheduled: pages that have come are written now, when no page waits to be copied."""
-        if self._waits:
+        if self._mover.expects_something:
             self._take_in()
+        self._look_ahead()
+
+    def idle(self) -> float | None:
+        """Nothing runs: seconds after which to ask again."""
+        self.arrive()
+        return CHECK if len(self._turns) else None
 
     def ready(self, sequence: Sequence, /) -> bool:
         """False while pages are on their way that should be there sooner than computed."""
@@ -166,12 +192,15 @@ class TieredPrefixes:
     def ended(self, sequence: Sequence, /) -> None:
         self._stop_waiting(sequence)
         self._asked.discard(sequence)
+        if sequence.status is Status.FINISHED and sequence in self._pauses:
+            self._remember(sequence, self._pauses.pop(sequence))
         self._prefixes.ended(sequence)
 
     def reset(self) -> None:
         """Forgets what is in memory, on its way, and in the tier."""
         self._mover.drop_all()
         self._waits.clear()
+        self._turns.clear()
         self._prefixes.reset()
         self._tier.clear()
 
@@ -187,41 +216,66 @@ class TieredPrefixes:
 
     # Inside.
 
-    def _missing(self, sequence: Sequence) -> list[CacheKey]:
-        """Keys of the full pages after those in memory that the tier says it has, in order."""
-        entry = self._prefixes.find(sequence, sequence.skippable).entry
-        assert entry is not None
-        key = entry.key
-        found = []
-        for at in range(entry.depth * PAGE_SIZE, sequence.skippable - PAGE_SIZE + 1, PAGE_SIZE):
+    def _known(self, sequence: Sequence) -> tuple[list[bytes], list[CacheKey]]:
+        """Keys of the full pages in memory, and of those after them that the tier says it has, in order."""
+        found = self._prefixes.find(sequence, sequence.skippable)
+        assert found.entry is not None
+        here = [entry.key for entry in found.path[: found.entry.depth]]
+        key, there = found.entry.key, []
+        for at in range(found.entry.depth * PAGE_SIZE, sequence.skippable - PAGE_SIZE + 1, PAGE_SIZE):
             wanted = key_of(key, pack(sequence.token_ids[at : at + PAGE_SIZE]))
             if wanted not in self._tier:
                 break
-            found.append(wanted)
+            there.append(wanted)
             key = wanted.digest
-        return found
+        return here, there
+
+    def _remember(self, sequence: Sequence, pauses: deque[float]) -> None:
+        """A turn is over: how its conversation can be brought back."""
+        root = self._prefixes.root_of(sequence)
+        key, pages = root.key(), []
+        for at in range(0, sequence.num_computed - PAGE_SIZE + 1, PAGE_SIZE):
+            pages.append(key_of(key, pack(sequence.token_ids[at : at + PAGE_SIZE])))
+            key = pages[-1].digest
+        if pages:
+            self._turns.ended(key, Turn(root, tuple(pages)), pauses, self._now())
+
+    def _look_ahead(self) -> None:
+        """Fetches the conversations that are likely to go on soon."""
+        if self._now() - self._checked < CHECK:
+            return
+        self._checked = self._now()
+        if not self.speeds.worth_fetching:
+            return
+        for turn in self._turns.due(self._checked):
+            wanted = self._prefixes.absent(turn.root, turn.pages)
+            if wanted and wanted[0] in self._tier and len(wanted) <= self._prefixes.num_pages * MOST_AHEAD:
+                self._mover.fetch(turn, wanted)
 
     def _take_in(self, timeout: float = 0.0) -> None:
         """Puts the pages that have come into memory."""
         for fetched in self._mover.fetched(timeout):
-            wait = self._waits.get(fetched.sequence)
             if fetched.payload is None:  # so those after it are of no use
-                self._stop_waiting(fetched.sequence)
+                self._drop(fetched.whom)
                 continue
             self.speeds.fetched(fetched.seconds)
-            if fetched.sequence.status is Status.WAITING:
-                self._swap_in(fetched)
-            if wait is not None:
-                wait.left -= 1
+            if isinstance(fetched.whom, Turn):
+                self.foreseen_tokens += self._swap_in(fetched.whom.root, fetched.key, fetched.payload)
+                if fetched.key == fetched.whom.pages[-1]:
+                    self._drop(fetched.whom)
+                continue
+            assert isinstance(fetched.whom, Sequence)
+            self._swap_in(self._prefixes.root_of(fetched.whom), fetched.key, fetched.payload)
+            self._waits[fetched.whom].left -= 1
 
-    def _swap_in(self, fetched: Fetched) -> None:
-        parent_key, tokens = parts_of(fetched.key)
-        root = self._prefixes.root_of(fetched.sequence)
-        page = self._prefixes.restore(root, parent_key, tokens)
-        if page is not None:
-            assert fetched.payload is not None
-            self._memory.write_page(page, fetched.payload)
-            self.fetched_tokens += PAGE_SIZE
+    def _swap_in(self, root: PrefixRoot, key: CacheKey, payload: bytes) -> int:
+        """Tokens that are in memory by it."""
+        page = self._prefixes.restore(root, *parts_of(key))
+        if page is None:
+            return 0
+        self._memory.write_page(page, payload)
+        self.fetched_tokens += PAGE_SIZE
+        return PAGE_SIZE
 
     def _swap_out(self, entry: Entry, patient: bool = False) -> None:
         """Copies a page that is about to be given up, unless the tier has it or too much is on its way there."""
@@ -233,8 +287,13 @@ class TieredPrefixes:
             self._mover.store(key, self._memory.read_page(entry.page))
 
     def _stop_waiting(self, sequence: Sequence) -> None:
-        if self._waits.pop(sequence, None) is not None:
-            self._mover.drop(sequence)
+        if sequence in self._waits:
+            self._drop(sequence)
+
+    def _drop(self, whom: Hashable) -> None:
+        if isinstance(whom, Sequence):
+            self._waits.pop(whom, None)
+        self._mover.drop(whom)
 
 
 def key_of(parent_key: bytes, tokens: bytes) -> CacheKey:

@@ -8,19 +8,18 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 from sixfold.cache import CacheKey, Tier
-from sixfold.engine.sequence import Sequence
 
 MOST_BYTES = 256 << 20  # copies of pages on their way to the tier, and as many on their way back
 
 
 class Fetched(NamedTuple):
-    sequence: Sequence
+    whom: Hashable  # whoever it was fetched for
     key: CacheKey
-    payload: bytes | None  # None: it was not there, or not what it should be; nothing follows for the sequence
+    payload: bytes | None  # None: it was not there, or not what it should be; nothing follows
     seconds: float
 
 
@@ -28,13 +27,13 @@ class PageMover:
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
         self._stores: queue.SimpleQueue[tuple[int, CacheKey, bytes] | None] = queue.SimpleQueue()
-        self._orders: queue.SimpleQueue[tuple[Sequence, list[CacheKey]] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[tuple[Hashable, list[CacheKey]] | None] = queue.SimpleQueue()
         self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._lock = threading.Condition()  # over what follows
         self._storing = 0  # bytes
         self._stores_given = self._dropped_stores = 0  # numbers of the last one given, and dropped
         self._returning = 0
-        self._wanted: set[Sequence] = set()
+        self._wanted: set[Hashable] = set()
         self._closed = False
         self._threads = [
             threading.Thread(target=target, name=f"sixfold-kv-{name}", daemon=True)
@@ -57,10 +56,10 @@ class PageMover:
             number = self._stores_given
         self._stores.put((number, key, payload))
 
-    def fetch(self, sequence: Sequence, keys: list[CacheKey]) -> None:
+    def fetch(self, whom: Hashable, keys: list[CacheKey]) -> None:
         with self._lock:
-            self._wanted.add(sequence)
-        self._orders.put((sequence, keys))
+            self._wanted.add(whom)
+        self._orders.put((whom, keys))
 
     def fetched(self, timeout: float) -> Iterator[Fetched]:
         """What has come; waits up to ``timeout`` seconds for the first."""
@@ -69,7 +68,7 @@ class PageMover:
             while True:
                 with self._lock:
                     self._returning -= len(found.payload or b"")
-                    wanted = found.sequence in self._wanted
+                    wanted = found.whom in self._wanted
                     self._lock.notify_all()
                 if wanted:
                     yield found
@@ -77,10 +76,15 @@ class PageMover:
         except queue.Empty:
             return
 
-    def drop(self, sequence: Sequence) -> None:
-        """What is still on its way for the sequence is not wanted any more."""
+    @property
+    def expects_something(self) -> bool:
+        """Whether something was asked for and not dropped (it may all have come)."""
+        return bool(self._wanted)
+
+    def drop(self, whom: Hashable) -> None:
+        """What is still on its way for them is not wanted any more."""
         with self._lock:
-            self._wanted.discard(sequence)
+            self._wanted.discard(whom)
 
     def drop_all(self) -> None:
         """Nothing that is on its way is wanted any more, in either direction."""
@@ -123,11 +127,11 @@ class PageMover:
             self._storing -= len(payload)
             self._lock.notify_all()
 
-    def _read_some(self, sequence: Sequence, keys: list[CacheKey]) -> None:
+    def _read_some(self, whom: Hashable, keys: list[CacheKey]) -> None:
         for key in keys:
             with self._lock:
                 self._lock.wait_for(lambda: self._returning < MOST_BYTES or self._closed)
-                if self._closed or sequence not in self._wanted:
+                if self._closed or whom not in self._wanted:
                     return
             began = time.perf_counter()
             try:
@@ -137,6 +141,6 @@ class PageMover:
                 payload = None
             with self._lock:
                 self._returning += len(payload or b"")
-            self._arrived.put(Fetched(sequence, key, payload, time.perf_counter() - began))
+            self._arrived.put(Fetched(whom, key, payload, time.perf_counter() - began))
             if payload is None:
                 return

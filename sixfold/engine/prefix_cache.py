@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from collections.abc import Sequence as List
 from typing import NamedTuple, Protocol
 
-from sixfold.cache import TierCounts
+from sixfold.cache import CacheKey, TierCounts
 from sixfold.engine.eviction import EvictionOrder
 from sixfold.engine.kv_cache import KVCache, PageTable, pages_for
 from sixfold.engine.prefix_key import PrefixRoot, pack
@@ -68,6 +69,10 @@ class Prefixes(Protocol):
         """That came from the tier."""
 
     @property
+    def foreseen_tokens(self) -> int:
+        """Of them, those that came before a request asked."""
+
+    @property
     def num_entries(self) -> int: ...
     @property
     def empty_slots(self) -> int: ...
@@ -81,6 +86,7 @@ class Prefixes(Protocol):
     # For what comes from elsewhere.
     def expect(self, sequence: Sequence, /) -> None: ...
     def arrive(self) -> None: ...
+    def idle(self) -> float | None: ...
     def ready(self, sequence: Sequence, /) -> bool: ...
     def wait(self) -> None: ...
     def stepped(self, tokens: int, seconds: float, /) -> None: ...
@@ -91,13 +97,17 @@ class NothingToCome:
     """All that can be found is here."""
 
     tier: TierCounts | None = None
-    fetched_tokens = 0
+    fetched_tokens = foreseen_tokens = 0
 
     def expect(self, sequence: Sequence, /) -> None:
         """The sequence waits for its turn."""
 
     def arrive(self) -> None:
         """A step is about to be scheduled: what has come is taken in."""
+
+    def idle(self) -> float | None:
+        """The engine has nothing to do: seconds after which it should ask again; None: not before something comes."""
+        return None
 
     def ready(self, sequence: Sequence, /) -> bool:
         """Whether it should begin now if it can."""
@@ -232,6 +242,10 @@ class PrefixCache(NothingToCome):
 
     # For tiers.
 
+    @property
+    def num_pages(self) -> int:
+        return self._cache.num_pages
+
     def root_of(self, sequence: Sequence) -> PrefixRoot:
         return self._root.salted(sequence.request.cache_salt)
 
@@ -260,6 +274,16 @@ class PrefixCache(NothingToCome):
             self._cache.forget(replaced.page)
         self.idle(page)
         return page
+
+    def absent(self, root: PrefixRoot, pages: List[CacheKey]) -> list[CacheKey]:
+        """Of a chain of full pages from the beginning: those from the first on that is not here."""
+        entry = self._tree.root(root)
+        for index, key in enumerate(pages):
+            found = self._tree.find(entry, key.content[-PAGE_BYTES:])
+            if found is None:
+                return list(pages[index:])
+            entry = found
+        return []
 
     def full_entries(self) -> list[Entry]:
         """Of full pages, the most recently used first and none before its parent."""

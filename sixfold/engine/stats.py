@@ -48,6 +48,7 @@ class EngineStats:
     steps: int
     finished: int  # choices
     fetched_tokens: int = 0  # whose KV came from the tier
+    foreseen_tokens: int = 0  # of them, before a request asked
     tier: TierCounts | None = None  # None: there is none
 
     @property
@@ -83,6 +84,7 @@ class EngineStats:
             steps=totals.steps,
             finished=totals.finished,
             fetched_tokens=prefixes.fetched_tokens,
+            foreseen_tokens=prefixes.foreseen_tokens,
             tier=prefixes.tier,
         )
 

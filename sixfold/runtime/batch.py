@@ -40,6 +40,7 @@ class Executor(Protocol):
 
     vocab_size: int
     num_pages: int
+    approximations: tuple[str, ...]  # options that trade exactness, by name: for responses to say so
     team: Any  # the native executor whose threads the sampler may use between calls; None: there is none
     page_bytes: int  # of KV memory
 

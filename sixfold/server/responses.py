@@ -19,8 +19,10 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     VERSION = "0+unknown"
 
-# Clients want it to be a string; it changes when the same seed may give other tokens.
-FINGERPRINT = f"sixfold-{VERSION}"
+def fingerprint(approximations: Sequence[str]) -> str:
+    """Clients want a string; it changes when the same seed may give other tokens, and names what is approximated."""
+    return "-".join((f"sixfold-{VERSION}", *approximations))
+
 
 _FLOOR = -9999.0  # JSON has no -inf
 
@@ -40,10 +42,11 @@ class ResponseHead:
     id: str
     model: str
     created: int
+    fingerprint: str
 
     @classmethod
-    def new(cls, prefix: str, model: str) -> ResponseHead:
-        return cls(f"{prefix}-{uuid.uuid4().hex}", model, int(time.time()))
+    def new(cls, prefix: str, model: str, fingerprint: str) -> ResponseHead:
+        return cls(f"{prefix}-{uuid.uuid4().hex}", model, int(time.time()), fingerprint)
 
     def fields(self, kind: str) -> dict[str, Any]:
         return {
@@ -51,7 +54,7 @@ class ResponseHead:
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": FINGERPRINT,
+            "system_fingerprint": self.fingerprint,
         }
 
 

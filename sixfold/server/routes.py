@@ -16,7 +16,7 @@ from sixfold.server.completions import CompletionChoices
 from sixfold.server.error_body import DrainingError
 from sixfold.server.generation import Generation, until_disconnect
 from sixfold.server.openai import ChatRequest, CompletionRequest, DetokenizeRequest, Prompt, TokenizeRequest
-from sixfold.server.responses import VERSION, ResponseHead, chat_response, model_card, usage_of
+from sixfold.server.responses import VERSION, chat_response, model_card, usage_of
 from sixfold.server.sampling_fields import StreamOptions
 from sixfold.server.state import ServerState
 from sixfold.server.stream import ChatEvents, CompletionEvents, EventStream
@@ -38,7 +38,7 @@ def _body(model: str) -> dict[str, Any]:
 async def chat_completions(request: Request) -> Response:
     state = state_of(request)
     ask = await body.read(request, ChatRequest)
-    head = ResponseHead.new("chatcmpl", state.model_name(ask.model))
+    head = state.head("chatcmpl", ask.model)
     params = ask.params(state.config)
     prompt = await state.tokenize_chat(ask.messages, ask)
     generation = await state.start([prompt], params, ask)
@@ -53,7 +53,7 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     state = state_of(request)
     ask = await body.read(request, CompletionRequest)
-    head = ResponseHead.new("cmpl", state.model_name(ask.model))
+    head = state.head("cmpl", ask.model)
     params = ask.params(state.config)
     prompts = await state.tokenize(ask.prompt, ask.add_special_tokens)
     generation = await state.start(prompts, params, ask)

@@ -18,6 +18,7 @@ from sixfold.metrics import Metrics
 from sixfold.server.body import clip
 from sixfold.server.generation import Generation, TokenPrompt
 from sixfold.server.openai import ChatTemplateFields, Prompt
+from sixfold.server.responses import ResponseHead, fingerprint
 from sixfold.server.sampling_fields import SamplingFields
 from sixfold.types import SamplingParams
 
@@ -41,7 +42,11 @@ class ServerState:
     names: tuple[str, ...]  # the first is what responses say when a request names none
     created: int = field(default_factory=lambda: int(time.time()))
     drain_deadline: float | None = None  # on the monotonic clock; set once, when draining begins
+    fingerprint: str = field(init=False)
     active: int = 0  # requests between their admission and the last byte of their response
+
+    def __post_init__(self) -> None:
+        self.fingerprint = fingerprint(self.engine.approximations)
 
     @property
     def draining(self) -> bool:
@@ -62,6 +67,10 @@ class ServerState:
         raise ModelNotFoundError(
             f"The model {clip(asked)!r} is not served here", remedy=f"Use {' or '.join(self.names)}", param="model"
         )
+
+    def head(self, prefix: str, asked: str | None) -> ResponseHead:
+        """Of a response to a request that asked for this model. Raises :class:`ModelNotFoundError`."""
+        return ResponseHead.new(prefix, self.model_name(asked), self.fingerprint)
 
     async def start(self, prompts: Sequence[TokenPrompt], params: SamplingParams, ask: SamplingFields) -> Generation:
         return await Generation.start(

@@ -102,8 +102,21 @@ def test_kv(sixfold, sixfold_json, chat_model: str, tmp_path: Path) -> None:
     assert prefix["first_token"]["cached_tokens"] in range(100, 108) and prefix["first_token"]["ttft_ms"] > 0
     rate = prefix["conversations"]
     assert 0 < rate["hit_rate"] <= rate["best_hit_rate"] < 1 and rate["looked_up"] == 3 * (64 + 32 + 64 + 96)
+    tier = found["tier"]
+    assert tier["fetched_tokens"] == 96 and tier["ttft_ms"] > 0  # whole pages of 100 tokens
+    exact, int8 = found["formats"]
+    assert exact["share_of_f16"] == 1 and 0.5 < int8["share_of_f16"] < 0.7 and "perplexity" not in int8
     shown = sixfold("bench", "kv", chat_model, *shape).stdout
-    assert "128 tokens" in shown and "history known" in shown
+    assert "128 tokens" in shown and "history known" in shown and "history on disk" in shown and "int8" in shown
+
+
+def test_kv_formats_are_scored_on_a_text(sixfold_json, chat_model: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The sea was calm. " * 40)
+    options = ("--section", "formats", "--text", text, "--ctx", 64, "--windows", 2)
+    exact, int8 = sixfold_json("bench", "kv", chat_model, *options)["formats"]
+    assert exact["perplexity_change"] == 0 != int8["perplexity_change"] and abs(int8["perplexity_change"]) < 0.05
+    assert (int8["ctx"], int8["windows"]) == (64, 2)
 
 
 def test_kv_replays_a_trace(sixfold, sixfold_json, chat_model: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,10 +27,18 @@ from tests.tiny_models import write_gguf
 Prompts = list[tuple[list[int], SamplingParams]]
 
 
+class Subject(NamedTuple):
+    """What is run: tokens are the same for the same model and KV format."""
+
+    plan: Plan
+    kv_format: str = "f16"
+
+
 def core(
-    plan: Plan, *, threads: int = 1, pages: int = 400, budget: int = 512, seqs: int = 64, cached: bool = False
+    subject: Subject, *, threads: int = 1, pages: int = 400, budget: int = 512, seqs: int = 64, cached: bool = False
 ) -> EngineCore:
-    executor = NativeExecutor(plan, num_pages=pages, max_tokens=budget, threads=threads)
+    plan, kv_format = subject
+    executor = NativeExecutor(plan, num_pages=pages, max_tokens=budget, threads=threads, kv_format=kv_format)
     return EngineCore(
         executor, FakeTokenizer(), max_model_len=min(plan.context, 2048), max_num_seqs=seqs,
         max_num_batched_tokens=budget, prefix_root=PrefixRoot("plan") if cached else None,
@@ -60,10 +69,10 @@ def essence(output: RequestOutput) -> object:
     )
 
 
-def alone(plan: Plan, prompts: Prompts) -> list[object]:
+def alone(subject: Subject, prompts: Prompts) -> list[object]:
     results = []
     for index, (ids, params) in enumerate(prompts):
-        engine = core(plan)
+        engine = core(subject)
         engine.add(engine.limits.accept(str(index), ids, dataclasses.replace(params, seed=index)))
         collector = Collector()
         while engine.has_work:
@@ -73,11 +82,17 @@ def alone(plan: Plan, prompts: Prompts) -> list[object]:
     return results
 
 
-@pytest.fixture(scope="module", params=["llama-wide/Q4_0", "gemma3-wide/Q4_K_M", "qwen2/F32", "qwen3/Q8_0"])
-def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
-    kind, quant = request.param.split("/")
+SUBJECTS = [
+    "llama-wide/Q4_0/f16", "gemma3-wide/Q4_K_M/f16", "qwen2/F32/f16", "qwen3/Q8_0/f16",
+    "llama-wide/Q4_0/int8,0=f16", "gemma3-wide/Q4_K_M/int8", "qwen2/F32/int8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=SUBJECTS)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    kind, quant, kv_format = request.param.split("/")
     with open_model(write_gguf(kind, tmp_path_factory.mktemp("m") / "m.gguf", quant)) as model:
-        yield build(model, cache=False)
+        yield Subject(build(model, cache=False), kv_format)
 
 
 @st.composite
@@ -109,13 +124,13 @@ def workloads(draw: st.DrawFn) -> Prompts:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompts=workloads(), data=st.data())
-def test_batches_chunks_threads_and_preemption_change_no_bit(plan: Plan, prompts: Prompts, data: st.DataObject) -> None:
-    wanted = alone(plan, prompts)
+def test_batches_chunks_threads_and_preemption_change_no_bit(subject: Subject, prompts: Prompts, data: st.DataObject) -> None:
+    wanted = alone(subject, prompts)
     arrivals = [data.draw(st.integers(0, 20)) for _ in prompts]
     longest = max(len(ids) + (params.max_tokens or 0) for ids, params in prompts)
     tight = longest // 16 + 2  # pages: hardly more than one sequence needs, so others are preempted
     engine = core(
-        plan,
+        subject,
         threads=data.draw(st.sampled_from([1, 2, 3])),
         pages=data.draw(st.sampled_from([tight, 2 * tight, 400])),
         budget=data.draw(st.sampled_from([1, 5, 16, 33, 512])),
@@ -128,8 +143,9 @@ def test_batches_chunks_threads_and_preemption_change_no_bit(plan: Plan, prompts
 
 
 @pytest.mark.model
-def test_smollm2_in_a_crowd_writes_what_it_writes_alone(smollm2: ModelFile) -> None:
-    plan = build(smollm2)
+@pytest.mark.parametrize("kv_format", ["f16", "int8"])
+def test_smollm2_in_a_crowd_writes_what_it_writes_alone(smollm2: ModelFile, kv_format: str) -> None:
+    subject = Subject(build(smollm2), kv_format)
     rng = random.Random(0)
     prompts: Prompts = [
         (
@@ -138,14 +154,14 @@ def test_smollm2_in_a_crowd_writes_what_it_writes_alone(smollm2: ModelFile) -> N
         )
         for i in range(12)
     ]
-    wanted = alone(plan, prompts)
-    engine = core(plan, threads=2, pages=40, budget=48)  # too few pages for all: some are preempted
+    wanted = alone(subject, prompts)
+    engine = core(subject, threads=2, pages=40, budget=48)  # too few pages for all: some are preempted
     got = run(engine, prompts, [rng.randrange(10) for _ in prompts])
     assert engine.scheduler.preemptions > 0
     assert [essence(output) for output in got] == wanted
 
 
-def test_a_known_beginning_changes_no_bit(plan: Plan) -> None:
+def test_a_known_beginning_changes_no_bit(subject: Subject) -> None:
     """Every length of a known beginning: within a page and at its border, whole, beyond where attention splits keys."""
     rng = random.Random(2)
     known = [rng.randrange(250) for _ in range(150)]
@@ -153,10 +169,10 @@ def test_a_known_beginning_changes_no_bit(plan: Plan) -> None:
     prompts: Prompts = [(known, params)]
     for length in (1, 15, 16, 17, 31, 32, 127, 128, 129, 149, 150):
         prompts.append((known[:length] + [rng.randrange(250) for _ in range(rng.choice((1, 5, 40)))], params))
-    engine = core(plan, threads=2, cached=True)
+    engine = core(subject, threads=2, cached=True)
     for index, prompt in enumerate(prompts):
         (output,) = run(engine, [prompt], [0])
-        assert essence(output) == alone(plan, [prompt])[0]
+        assert essence(output) == alone(subject, [prompt])[0]
         assert output.num_cached_tokens is not None
         assert index == 0 or output.num_cached_tokens >= min(prompts[index][0] != known, len(prompt[0]) - 1)
 
@@ -165,11 +181,11 @@ def test_a_known_beginning_changes_no_bit(plan: Plan) -> None:
 @pytest.mark.parametrize("budget", [512, 48])
 def test_a_conversation_of_smollm2_is_the_same_with_and_without_the_cache(smollm2: ModelFile, budget: int) -> None:
     """Turns of two conversations with one system prompt: also evaluated once only, and in chunks."""
-    plan = build(smollm2)
+    subject = Subject(build(smollm2))
     rng = random.Random(3)
     system = [rng.randrange(3, 49000) for _ in range(45)]
     params = SamplingParams(temperature=0.7, max_tokens=20, logprobs=2, ignore_eos=True)
-    cached, plain = (core(plan, threads=2, budget=budget, cached=cached) for cached in (True, False))
+    cached, plain = (core(subject, threads=2, budget=budget, cached=cached) for cached in (True, False))
     for conversation in range(2):
         history = list(system)
         for turn in range(4):
@@ -183,7 +199,7 @@ def test_a_conversation_of_smollm2_is_the_same_with_and_without_the_cache(smollm
 @pytest.mark.model
 def test_a_crowd_on_smollm2_is_the_same_with_the_cache(smollm2: ModelFile) -> None:
     """Shared beginnings, several choices, chunks, and too little memory: some are preempted, pages are evicted."""
-    plan = build(smollm2)
+    subject = Subject(build(smollm2))
     rng = random.Random(4)
     known = [rng.randrange(3, 49000) for _ in range(70)]
     prompts: Prompts = [
@@ -193,22 +209,22 @@ def test_a_crowd_on_smollm2_is_the_same_with_the_cache(smollm2: ModelFile) -> No
         )
         for i in range(16)
     ]
-    wanted = alone(plan, prompts)
-    engine = core(plan, threads=2, pages=30, budget=48, cached=True)
+    wanted = alone(subject, prompts)
+    engine = core(subject, threads=2, pages=30, budget=48, cached=True)
     got = run(engine, prompts, [rng.randrange(60) for _ in prompts])
     assert engine.scheduler.preemptions > 0 and engine.prefixes.evictions > 0 and engine.prefixes.hits > 100
     assert [essence(output) for output in got] == wanted
 
 
-def test_long_contexts_split_the_same_way_in_decode_and_prefill(plan: Plan) -> None:
+def test_long_contexts_split_the_same_way_in_decode_and_prefill(subject: Subject) -> None:
     """Past 128 keys attention is split: a token decoded one by one equals the same token prefilled in a chunk."""
     rng = random.Random(1)
     ids = [rng.randrange(250) for _ in range(200)]
     params = SamplingParams(temperature=0.0, max_tokens=40, logprobs=0, ignore_eos=True)
-    (whole,) = run(core(plan), [(ids, params)], [0])
+    (whole,) = run(core(subject), [(ids, params)], [0])
     grown = ids + list(whole.outputs[0].token_ids[:-1])
     score = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, logprobs=0, ignore_eos=True)
-    (prefilled,) = run(core(plan, threads=2), [(grown, score)], [0])
+    (prefilled,) = run(core(subject, threads=2), [(grown, score)], [0])
     assert whole.outputs[0].logprobs is not None
     assert prefilled.prompt_logprobs is not None
     decoded = [entry.chosen.logprob for entry in whole.outputs[0].logprobs[:-1]]

@@ -112,6 +112,7 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.chat_template: FakeTemplate | None = FakeTemplate()
         self.model_name = "fake-model"
+        self.approximations = ()
         self.max_model_len = 20_000
         self.answer = answer
         self.delay = delay

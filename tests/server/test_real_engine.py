@@ -190,3 +190,14 @@ async def test_an_engine_that_fails_and_dies() -> None:
         engine.shutdown()
         assert (await client.get("/health")).status_code == 503
         assert (await client.get("/ready")).status_code == 503
+
+
+async def test_responses_say_what_is_approximated() -> None:
+    executor = FakeExecutor(64)
+    executor.approximations = ("kv_int8",)
+    engine = make_async_engine(executor=executor)
+    app = create_app(engine, ServerConfig(), metrics=Metrics("fake"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answer = (await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})).json()
+    engine.shutdown()
+    assert answer["system_fingerprint"].endswith("-kv_int8")

@@ -5,6 +5,8 @@ Owns: its options and tables. Must not know: how anything is simulated (``cli/re
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +19,13 @@ from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, Ma
 if TYPE_CHECKING:
     from sixfold.config import EngineConfig
 
-SECTIONS = ("waste", "prefix")
+SECTIONS = ("waste", "prefix", "tier", "formats")
 PAGE_SIZES = (16, 32, 128)  # what is run, and what it would be otherwise
 
 
 def kv(
     model: Model,
-    section: Annotated[str | None, typer.Option(metavar="NAME", help="waste or prefix; default: both.")] = None,
+    section: Annotated[str | None, typer.Option(metavar="NAME", help="waste, prefix, tier or formats; default: all.")] = None,
     trace: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Waste: requests in the columns of the Azure traces; default: drawn ones."),
@@ -34,6 +36,11 @@ def kv(
     history: Annotated[int, typer.Option(min=1, help="Prefix: tokens of a conversation so far.")] = 2000,
     new_tokens: Annotated[int, typer.Option(min=1, help="Prefix: tokens after them.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Prefix: rounds; the medians are shown.")] = 5,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Formats: a text in UTF-8, for the perplexity in each.")
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Formats: windows of the text.")] = 6,
+    ctx: Annotated[int, typer.Option(min=4, help="Formats: tokens in a window.")] = 4096,
     conversations: Annotated[int, typer.Option(min=1, help="Prefix: conversations at the same time.")] = 8,
     turns: Annotated[int, typer.Option(min=1, help="Prefix: turns of each.")] = 5,
     max_num_seqs: Annotated[int | None, typer.Option(min=1, help="Sequences in one step.")] = None,
@@ -47,7 +54,7 @@ def kv(
     json: Json = False,
     output: Output = None,
 ) -> None:
-    """Wasted KV memory over a trace, and the time to the first token with a known prefix."""
+    """What KV memory wastes over a trace, what known prefixes save, in memory and from disk, and what formats cost."""
     if section is not None and section not in SECTIONS:
         raise typer.BadParameter(f"{section!r} is none of {', '.join(SECTIONS)}", param_hint="--section")
     from sixfold import config
@@ -65,12 +72,20 @@ def kv(
         result["waste"] = _waste(settings, trace, requests, seed, step_ms / 1000, token_ms / 1000)
     if section in (None, "prefix"):
         result |= _prefix(settings, (history, new_tokens, repeats), (conversations, turns), seed)
+    if section in (None, "tier"):
+        result["tier"] = _tier(settings, (history, new_tokens, min(repeats, 3)))
+    if section in (None, "formats"):
+        result["formats"] = _formats(settings, text, windows, ctx)
     if not finish(result, output, json):
         return
     if "waste" in result:
         _print_waste(result["waste"])
     if "prefix" in result:
         _print_prefix(result["prefix"])
+    if "tier" in result:
+        _print_tier(result["tier"])
+    if "formats" in result:
+        _print_formats(result["formats"])
 
 
 def _waste(
@@ -110,6 +125,78 @@ def _prefix(
     with console.steps("Conversations", load.turns) as report:
         rate = hit_rate(bench, load, seed, report)
     return {"threads": bench.threads, "isa": bench.isa, "prefix": {"first_token": first, "conversations": rate}}
+
+
+def _tier(settings: EngineConfig, history: tuple[int, int, int]) -> dict[str, Any]:
+    from sixfold.cli.reuse import after_restart
+    from sixfold.cli.timing import Bench
+
+    with tempfile.TemporaryDirectory() as directory, console.steps("After a restart", history[2]) as report:
+        on_disk = dataclasses.replace(settings, kv_disk=directory)
+        return after_restart(lambda: Bench(on_disk), *history, report)
+
+
+def _formats(settings: EngineConfig, text: Path | None, windows: int, ctx: int) -> list[dict[str, Any]]:
+    """Memory of a token in each format, and what it does to the perplexity of a text."""
+    from sixfold import store
+    from sixfold.cli.evaluate import read_text, scorer_of
+    from sixfold.cli.model_card import read_card
+    from sixfold.evaluation.perplexity import perplexity, windows_of
+    from sixfold.runtime.kv_format import EXACT, FORMATS, head_bytes, scale_bytes
+
+    found = store.resolve(settings.model)
+    head_size = read_card(found).sizes["head_size"]
+    exact = read_card(found, EXACT).kv_page_bytes
+    results: list[dict[str, Any]] = []
+    for format in FORMATS:
+        card = read_card(found, format)
+        one: dict[str, Any] = {
+            "format": format,
+            "bytes_per_token": card.kv_bytes_per_token,
+            "share_of_f16": card.kv_page_bytes / exact,
+            "share_of_scales": scale_bytes(format) / head_bytes(format, head_size),
+        }
+        if text is not None:
+            context = min(ctx, card.context)
+            flags = {"threads": settings.threads, "isa": settings.isa, "kv_format": format}
+            tokenizer, scorer = scorer_of(found.path, context, flags, reference=False)
+            chosen = windows_of(tokenizer, read_text(text), context)[:windows]
+            with console.steps(f"Perplexity, {format}", len(chosen)) as report:
+                scored = perplexity(chosen, scorer, lambda done, so_far, report=report: report(done))  # type: ignore[misc]
+            one |= {"perplexity": scored.perplexity, "ctx": context, "windows": scored.windows}
+            one["perplexity_change"] = scored.perplexity / (results or [one])[0]["perplexity"] - 1
+        results.append(one)
+    return results
+
+
+def _print_tier(found: dict[str, Any]) -> None:
+    console.facts(
+        f"\nThe same after a restart, with the history on disk, medians of {found['repeats']}",
+        [
+            ("all new", f"{found['ttft_without_ms']:.1f} ms"),
+            ("history on disk", f"{found['ttft_ms']:.1f} ms ({found['fetched_tokens']} tokens fetched)"),
+            ("faster", f"{found['times_faster']:.1f} times"),
+        ],
+    )
+
+
+def _print_formats(found: list[dict[str, Any]]) -> None:
+    console.table(
+        "\nFormats",
+        ("format", "bytes a token", "of float16", "of it scales", "perplexity", "change"),
+        [
+            (
+                one["format"],
+                f"{one['bytes_per_token']:.0f}",
+                _percent(one["share_of_f16"]),
+                _percent(one["share_of_scales"]),
+                f"{one['perplexity']:.4f}" if "perplexity" in one else "-",
+                f"{100 * one['perplexity_change']:+.3f}%" if "perplexity" in one else "-",
+            )
+            for one in found
+        ],
+        note="" if "perplexity" in found[0] else "Perplexity needs a --text.",
+    )
 
 
 def _print_waste(found: dict[str, Any]) -> None:

@@ -1,0 +1,80 @@
+"""When an idle conversation is likely to go on, judged by how long others, and it itself, have paused before.
+
+Owns: pauses and conversations. Must not know: pages, tiers, clocks (times are given).
+
+A conversation is known by the last full page of its last turn; a request that has this page among its own goes on with
+it. It is due from the time when a tenth of all pauses are over until nine tenths are: before, its pages would only be
+in the way, and after that it has probably been left. Once it has paused several times itself, its own pauses count.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+MOST_CONVERSATIONS = 4096
+MOST_PAUSES = 256
+OWN_PAUSES = 3  # from so many on, a conversation's own pauses are what counts
+
+T = TypeVar("T")
+
+
+@dataclass
+class Conversation(Generic[T]):
+    """``content``: whatever it takes to bring it back."""
+
+    content: T
+    ended: float
+    pauses: deque[float] = field(default_factory=lambda: deque(maxlen=8))
+    foreseen: bool = False  # it was due since its last turn, and somebody was told
+
+
+class TurnPrediction(Generic[T]):
+    def __init__(self) -> None:
+        self._conversations: OrderedDict[bytes, Conversation[T]] = OrderedDict()  # by last page, oldest turn first
+        self._pauses: deque[float] = deque(maxlen=MOST_PAUSES)
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    def goes_on(self, pages: Iterable[bytes], now: float) -> deque[float]:
+        """A request with these pages begins: the pauses of the conversation that it continues, if it is one."""
+        for page in pages:
+            found = self._conversations.pop(page, None)
+            if found is not None:
+                pause = now - found.ended
+                self._pauses.append(pause)
+                found.pauses.append(pause)
+                return found.pauses
+        return deque(maxlen=8)
+
+    def ended(self, last_page: bytes, content: T, pauses: deque[float], now: float) -> None:
+        """A turn is over; ``pauses``: those before it, from :meth:`goes_on`."""
+        self._conversations.pop(last_page, None)
+        self._conversations[last_page] = Conversation(content, now, pauses)
+        while len(self._conversations) > MOST_CONVERSATIONS:
+            self._conversations.popitem(last=False)
+
+    def due(self, now: float) -> Iterator[T]:
+        """What is likely to go on soon, each once after a turn; the longest idle first."""
+        for conversation in self._conversations.values():
+            expected = self._expected(conversation)
+            if expected is None or conversation.foreseen:
+                continue
+            first, last = expected
+            if conversation.ended + first <= now <= conversation.ended + last:
+                conversation.foreseen = True
+                yield conversation.content
+
+    def clear(self) -> None:
+        self._conversations.clear()
+
+    def _expected(self, conversation: Conversation[T]) -> tuple[float, float] | None:
+        """(earliest, latest) likely pause; None while too few have been seen."""
+        known: Sequence[float] = conversation.pauses if len(conversation.pauses) >= OWN_PAUSES else self._pauses
+        if len(known) < OWN_PAUSES:
+            return None
+        ordered = sorted(known)
+        return ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
