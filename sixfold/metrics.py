@@ -319,7 +319,9 @@ class Metrics(Collector):
         )  # fmt: skip
 
         if stats.tier is not None:
-            yield self._counter("sixfold:kv_fetched_tokens", "Tokens whose KV came from the tier.", stats.fetched_tokens)
+            yield self._counter(
+                "sixfold:kv_fetched_tokens", "Tokens whose KV came from the tier.", stats.fetched_tokens
+            )
             yield self._counter("sixfold:kv_foreseen_tokens", "Those before a request asked.", stats.foreseen_tokens)
             yield from self._tier(stats.tier)
 

@@ -280,7 +280,7 @@ class AsyncEngine:
         """Carries out commands; sleeps while there is nothing else to do. False when told to stop."""
         while not (self.core.has_work and self._commands.empty()):
             try:
-                command = self._commands.get(timeout=None if self.core.has_work else self.core.idle())
+                command = self._commands.get(timeout=None if self.core.has_work else self.core.rest())
             except queue.Empty:
                 continue
             if command is None:

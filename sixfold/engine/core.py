@@ -124,9 +124,9 @@ class EngineCore:
         """Forgets all cached prefixes. Running sequences go on, and what they have computed so far is not kept."""
         self.prefixes.reset()
 
-    def idle(self) -> float | None:
+    def rest(self) -> float | None:
         """There is nothing to do: seconds after which to call again; None: not before there is."""
-        return self.prefixes.idle()
+        return self.prefixes.rest()
 
     def close(self) -> None:
         """The engine stops; what is cached may be stored for the next one. May take seconds."""

@@ -32,7 +32,7 @@ from sixfold.engine.sequence import Sequence, Status
 from sixfold.engine.turn_prediction import TurnPrediction
 from sixfold.runtime.batch import PAGE_SIZE
 
-MOST_AHEAD = 0.25  # of all pages, for a conversation that has not asked yet
+MOST_AHEAD = 0.25  # of all pages, for conversations that have not asked yet, within a usual pause
 CHECK = 0.25  # seconds between two looks at who may go on
 WAIT = 0.002  # seconds that a step without rows waits for a page
 LEAST_TOKENS = 64  # of a step that tells how quick computing is
@@ -101,6 +101,7 @@ class TieredPrefixes:
         self._pauses: dict[Sequence, deque[float]] = {}  # before the turn that a sequence answers
         self._now = now
         self._checked = now()
+        self._ahead = 0.0  # pages that came ahead within the last usual pause
         self.speeds = Speeds()
         self.fetched_tokens = self.foreseen_tokens = 0
         prefixes.on_evict = self._swap_out
@@ -153,7 +154,7 @@ class TieredPrefixes:
             self._take_in()
         self._look_ahead()
 
-    def idle(self) -> float | None:
+    def rest(self) -> float | None:
         """Nothing runs: seconds after which to ask again."""
         self.arrive()
         return CHECK if len(self._turns) else None
@@ -244,12 +245,21 @@ class TieredPrefixes:
         """Fetches the conversations that are likely to go on soon."""
         if self._now() - self._checked < CHECK:
             return
+        most, pause = self._prefixes.num_pages * MOST_AHEAD, self._turns.usual_pause
+        if pause is not None:
+            passed = self._now() - self._checked
+            self._ahead = max(0.0, self._ahead - most * passed / max(pause, CHECK))
         self._checked = self._now()
         if not self.speeds.worth_fetching:
             return
-        for turn in self._turns.due(self._checked):
+        for conversation in self._turns.due(self._checked):
+            turn = conversation.content
             wanted = self._prefixes.absent(turn.root, turn.pages)
-            if wanted and wanted[0] in self._tier and len(wanted) <= self._prefixes.num_pages * MOST_AHEAD:
+            if self._ahead + len(wanted) > most:
+                break
+            conversation.foreseen = True
+            if wanted and wanted[0] in self._tier:
+                self._ahead += len(wanted)
                 self._mover.fetch(turn, wanted)
 
     def _take_in(self, timeout: float = 0.0) -> None:

@@ -3,12 +3,14 @@
 Owns: pauses and conversations. Must not know: pages, tiers, clocks (times are given).
 
 A conversation is known by the last full page of its last turn; a request that has this page among its own goes on with
-it. It is due from the time when a tenth of all pauses are over until nine tenths are: before, its pages would only be
-in the way, and after that it has probably been left. Once it has paused several times itself, its own pauses count.
+it. It is due from a little before a tenth of all pauses are over until well after nine tenths are: before, its pages
+would only be in the way, and after that it has probably been left. Once it has paused several times itself, its own
+pauses count.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from typing import Generic, TypeVar
 
 MOST_CONVERSATIONS = 4096
 MOST_PAUSES = 256
+EARLIER, LATER = 0.9, 1.5  # of those two times
 OWN_PAUSES = 3  # from so many on, a conversation's own pauses are what counts
 
 T = TypeVar("T")
@@ -28,7 +31,7 @@ class Conversation(Generic[T]):
     content: T
     ended: float
     pauses: deque[float] = field(default_factory=lambda: deque(maxlen=8))
-    foreseen: bool = False  # it was due since its last turn, and somebody was told
+    foreseen: bool = False  # it was brought back since its last turn
 
 
 class TurnPrediction(Generic[T]):
@@ -57,16 +60,20 @@ class TurnPrediction(Generic[T]):
         while len(self._conversations) > MOST_CONVERSATIONS:
             self._conversations.popitem(last=False)
 
-    def due(self, now: float) -> Iterator[T]:
-        """What is likely to go on soon, each once after a turn; the longest idle first."""
+    @property
+    def usual_pause(self) -> float | None:
+        """Median; None while too few have been seen."""
+        return statistics.median(self._pauses) if len(self._pauses) >= OWN_PAUSES else None
+
+    def due(self, now: float) -> Iterator[Conversation[T]]:
+        """Those likely to go on soon and not yet ``foreseen``, which the caller sets; the longest idle first."""
         for conversation in self._conversations.values():
             expected = self._expected(conversation)
             if expected is None or conversation.foreseen:
                 continue
             first, last = expected
             if conversation.ended + first <= now <= conversation.ended + last:
-                conversation.foreseen = True
-                yield conversation.content
+                yield conversation
 
     def clear(self) -> None:
         self._conversations.clear()
@@ -77,4 +84,4 @@ class TurnPrediction(Generic[T]):
         if len(known) < OWN_PAUSES:
             return None
         ordered = sorted(known)
-        return ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+        return EARLIER * ordered[len(ordered) // 10], LATER * ordered[-1 - len(ordered) // 10]

@@ -53,7 +53,7 @@ class NativeExecutor:
         self.num_pages = num_pages
         self.page_bytes = self._executor.page_bytes
         self.kv_format = kv_format
-        self.approximations = () if set(formats) == {EXACT} else (f"kv_{kv_format}",)
+        self.approximations: tuple[str, ...] = () if set(formats) == {EXACT} else (f"kv_{kv_format}",)
         self.threads = self._executor.threads
         self.isa = self._executor.isa
         self._logits = np.empty((0, self._executor.logits_width), np.float32)

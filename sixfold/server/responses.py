@@ -19,6 +19,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     VERSION = "0+unknown"
 
+
 def fingerprint(approximations: Sequence[str]) -> str:
     """Clients want a string; it changes when the same seed may give other tokens, and names what is approximated."""
     return "-".join((f"sixfold-{VERSION}", *approximations))

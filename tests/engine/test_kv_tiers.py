@@ -212,7 +212,7 @@ def test_an_idle_conversation_is_there_before_its_next_turn():
     tier = MemoryTier()
     core = tiered(tier, num_pages=48)
     now = [0.0]
-    core.prefixes._now = lambda: now[0]
+    core.prefixes._now, core.prefixes._checked = lambda: now[0], 0.0
     history = prompt_of(1)
     for turn in range(4):  # a turn every 60 seconds
         answer = ask(core, f"turn {turn}", history, SamplingParams(temperature=0.0, max_tokens=4))
@@ -221,13 +221,13 @@ def test_an_idle_conversation_is_there_before_its_next_turn():
     now[0] -= 55.0
     for other in range(8):
         flood(core, 1000 + 10 * other)
-    assert core.idle() is not None and core.prefixes.foreseen_tokens == 0  # not so early
+    assert core.rest() is not None and core.prefixes.foreseen_tokens == 0  # not so early
     now[0] += 55.0
     fetched_by_requests = core.prefixes.fetched_tokens
     deadline = time.monotonic() + 10
     while core.prefixes.foreseen_tokens < 144 and time.monotonic() < deadline:
         now[0] += 0.3
-        core.idle()
+        core.rest()
         core.cache.check_integrity()
         time.sleep(0.002)
     assert core.prefixes.foreseen_tokens == core.prefixes.fetched_tokens - fetched_by_requests >= 144

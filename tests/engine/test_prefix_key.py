@@ -10,7 +10,8 @@ def test_keys_say_everything():
     root = PrefixRoot("m", "f16", "", None, None, "s")
     others = [
         PrefixRoot("m"), PrefixRoot("n", salt="s"), PrefixRoot("m", "int8", salt="s"), PrefixRoot("m", lora="s"),
-        PrefixRoot("m", media="s"), PrefixRoot("m", numerics="s"), PrefixRoot("m", lora="", salt="s"), PrefixRoot("ms", salt=""),
+        PrefixRoot("m", media="s"), PrefixRoot("m", numerics="s"), PrefixRoot("m", lora="", salt="s"),
+        PrefixRoot("ms", salt=""),
         PrefixRoot("m", salt="s\0"), PrefixRoot("m", salt="\ud800"),
     ]  # fmt: skip
     keys = {one.key() for one in (root, *others)}

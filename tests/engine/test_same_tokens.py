@@ -124,7 +124,9 @@ def workloads(draw: st.DrawFn) -> Prompts:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompts=workloads(), data=st.data())
-def test_batches_chunks_threads_and_preemption_change_no_bit(subject: Subject, prompts: Prompts, data: st.DataObject) -> None:
+def test_batches_chunks_threads_and_preemption_change_no_bit(
+    subject: Subject, prompts: Prompts, data: st.DataObject
+) -> None:
     wanted = alone(subject, prompts)
     arrivals = [data.draw(st.integers(0, 20)) for _ in prompts]
     longest = max(len(ids) + (params.max_tokens or 0) for ids, params in prompts)

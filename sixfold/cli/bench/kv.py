@@ -25,7 +25,9 @@ PAGE_SIZES = (16, 32, 128)  # what is run, and what it would be otherwise
 
 def kv(
     model: Model,
-    section: Annotated[str | None, typer.Option(metavar="NAME", help="waste, prefix, tier or formats; default: all.")] = None,
+    section: Annotated[
+        str | None, typer.Option(metavar="NAME", help="waste, prefix, tier or formats; default: all.")
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Waste: requests in the columns of the Azure traces; default: drawn ones."),
