@@ -20,7 +20,7 @@ OPTIONS = [StreamOptions(), StreamOptions(include_usage=True), StreamOptions(Tru
 
 
 def make(kind: str, options: StreamOptions) -> Events:
-    head = ResponseHead("id-1", 'a "model" named \u0000', 7)
+    head = ResponseHead("id-1", 'a "model" named \u0000', 7, "sixfold-1")
     if kind == "chat":
         return ChatEvents(head, options, False)
     choices = CompletionChoices(CompletionRequest(prompt=["a", "b"], n=2), FakeTokenizer(), [])  # type: ignore[arg-type]
