@@ -75,10 +75,10 @@ class FakeExecutor:
             self.memory[target] = self.memory[source]
 
     def read_page(self, page: int) -> bytes:
-        return self.memory[page].tobytes()
+        return self.memory[page].tobytes().ljust(self.page_bytes, b"\0")
 
     def write_page(self, page: int, content: bytes) -> None:
-        self.memory[page] = np.frombuffer(content, np.uint64)
+        self.memory[page] = np.frombuffer(content, np.uint64)[:PAGE_SIZE]
 
     def _check(self, batch: Batch) -> None:
         assert batch.counts.min() >= 1

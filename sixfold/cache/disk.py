@@ -12,11 +12,12 @@ Entries hold what users have written, so the directory is for its owner only.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
+import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 from sixfold.cache.frame import CacheKey, decode, encode
@@ -37,7 +38,6 @@ class DiskCache:
         self.counts = TierCounts()
         self._lock = threading.Lock()  # over the index and the counts
         self._sizes: OrderedDict[bytes, int] = OrderedDict()  # by digest, least recently used first
-        self._serial = itertools.count()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.directory / _NEW).mkdir(mode=0o700, exist_ok=True)
@@ -78,7 +78,7 @@ class DiskCache:
         blob = encode(key, payload)
         if len(blob) > self.capacity:
             return self._count_failure()
-        path, new = self._path(key.digest), self.directory / _NEW / f"{os.getpid()}-{next(self._serial)}"
+        path, new = self._path(key.digest), self.directory / _NEW / secrets.token_hex(16)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             with self._lock:
@@ -104,7 +104,10 @@ class DiskCache:
         with self._lock:
             for digest in list(self._sizes):
                 self._forget(digest)
-                self._unlink(digest)
+        with contextlib.suppress(OSError):
+            for file in self._entries():  # also what others have written
+                with contextlib.suppress(OSError):
+                    Path(file.path).unlink()
 
     def close(self) -> None:
         pass
@@ -119,15 +122,20 @@ class DiskCache:
                 if left.stat().st_mtime < time.time() - _LEFT_BEHIND:
                     left.unlink()
         found = []
+        for file in self._entries():
+            with contextlib.suppress(FileNotFoundError):
+                state = file.stat()
+                found.append((state.st_mtime, bytes.fromhex(file.name), state.st_size))
+        for _, digest, size in sorted(found):
+            self._note(digest, size)
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        """The files that are entries, by their names."""
         for shard in self.directory.iterdir():
             if len(shard.name) == 2 and set(shard.name) <= _HEX:
                 for file in os.scandir(shard):
                     if set(file.name) <= _HEX and len(file.name) % 2 == 0 and file.is_file():
-                        with contextlib.suppress(FileNotFoundError):
-                            state = file.stat()
-                            found.append((state.st_mtime, bytes.fromhex(file.name), state.st_size))
-        for _, digest, size in sorted(found):
-            self._note(digest, size)
+                        yield file
 
     # With the lock held:
 
@@ -162,7 +170,8 @@ class DiskCache:
             self.counts.misses += 1
             self.counts.failed += failed
             self.counts.rejected += rejected
-            self._forget(key.digest)
+            if not failed:
+                self._forget(key.digest)
 
     def _count_failure(self) -> bool:
         with self._lock:

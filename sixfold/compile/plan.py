@@ -67,6 +67,11 @@ class Plan:
         return int(self.meta["sizes"]["context"])
 
     @property
+    def content_digest(self) -> str:
+        """Of its operators and packed weights."""
+        return str(self.meta["pieces_sha256"])
+
+    @property
     def operators(self) -> list[dict[str, Any]]:
         """The fused operators in order, for ``show --plan``."""
         return list(self.meta["operators"])

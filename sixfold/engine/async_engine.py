@@ -256,19 +256,21 @@ class AsyncEngine:
     # From here on: the engine thread.
 
     def _run(self) -> None:
-        cause = "it was shut down"
+        cause, clean = "it was shut down", False
         try:
             while self._obey():
                 self._deliver(self.core.step())
+            clean = True  # what is cached is known to be right
         except BaseException as error:
             log.exception("The engine stops on an internal failure")
             cause = f"{type(error).__name__}: {error}"
-        self._close_core()
         with self._lock:
             self.dead = True
             left = list(self._mailboxes.values())
             self._mailboxes.clear()
         self._post((mailbox, _dead(cause)) for mailbox in left)
+        if clean:
+            self._close_core()
 
     def _close_core(self) -> None:
         try:

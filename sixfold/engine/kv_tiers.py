@@ -37,11 +37,14 @@ CHECK = 0.25  # seconds between two looks at who may go on
 WAIT = 0.002  # seconds that a step without rows waits for a page
 LEAST_TOKENS = 64  # of a step that tells how quick computing is
 SMOOTHING = 0.2  # weight of a new measurement
+PROBE = 16  # fetching that seems too slow is tried once in so many times
 UNKNOWN = 0.05  # seconds that a page is waited for while nothing is known of computing
 
 
 class PageMemory(Protocol):
     """The bytes behind page numbers."""
+
+    page_bytes: int
 
     def read_page(self, page: int) -> bytes: ...
     def write_page(self, page: int, content: bytes) -> None: ...
@@ -53,6 +56,7 @@ class Speeds:
 
     fetching: float | None = None
     computing: float | None = None
+    declined: int = 0  # times that fetching was not worth it
 
     def fetched(self, seconds: float) -> None:
         self.fetching = _smooth(self.fetching, seconds)
@@ -63,16 +67,26 @@ class Speeds:
 
     @property
     def worth_fetching(self) -> bool:
-        """True until it is known to be slower."""
-        return self.fetching is None or self.computing is None or self.fetching < self.computing
+        """True until it is known to be slower; and now and then, to see whether it still is."""
+        if self.fetching is None or self.computing is None or self.fetching < self.computing:
+            return True
+        self.declined += 1
+        return self.declined % PROBE == 0
 
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """A conversation's full pages: enough to bring it back."""
+    """A conversation's root and the tokens of its full pages: enough to bring it back."""
 
     root: PrefixRoot
-    pages: tuple[CacheKey, ...]
+    tokens: bytes
+
+    def pages(self) -> list[CacheKey]:
+        key, pages = self.root.key(), []
+        for at in range(0, len(self.tokens), PAGE_BYTES):
+            pages.append(key_of(key, self.tokens[at : at + PAGE_BYTES]))
+            key = pages[-1].digest
+        return pages
 
 
 @dataclass
@@ -146,7 +160,7 @@ class TieredPrefixes:
         if wanted and self.speeds.worth_fetching:
             patience = len(wanted) * (self.speeds.computing or UNKNOWN)
             self._waits[sequence] = Wait(len(wanted), self._now() + patience)
-            self._mover.fetch(sequence, wanted)
+            self._mover.fetch(sequence, wanted, urgent=True)
 
     def arrive(self) -> None:
         """Before a step is scheduled: pages that have come are written now, when no page waits to be copied."""
@@ -233,13 +247,10 @@ class TieredPrefixes:
 
     def _remember(self, sequence: Sequence, pauses: deque[float]) -> None:
         """A turn is over: how its conversation can be brought back."""
-        root = self._prefixes.root_of(sequence)
-        key, pages = root.key(), []
-        for at in range(0, sequence.num_computed - PAGE_SIZE + 1, PAGE_SIZE):
-            pages.append(key_of(key, pack(sequence.token_ids[at : at + PAGE_SIZE])))
-            key = pages[-1].digest
-        if pages:
-            self._turns.ended(key, Turn(root, tuple(pages)), pauses, self._now())
+        tokens = pack(sequence.token_ids[: sequence.num_computed // PAGE_SIZE * PAGE_SIZE])
+        if tokens:
+            turn = Turn(self._prefixes.root_of(sequence), tokens)
+            self._turns.ended(turn.pages()[-1].digest, turn, pauses, self._now())
 
     def _look_ahead(self) -> None:
         """Fetches the conversations that are likely to go on soon."""
@@ -254,13 +265,13 @@ class TieredPrefixes:
             return
         for conversation in self._turns.due(self._checked):
             turn = conversation.content
-            wanted = self._prefixes.absent(turn.root, turn.pages)
-            if self._ahead + len(wanted) > most:
-                break
+            wanted = self._prefixes.absent(turn.root, turn.pages())
+            if len(wanted) <= most < self._ahead + len(wanted):
+                break  # later
             conversation.foreseen = True
-            if wanted and wanted[0] in self._tier:
+            if len(wanted) <= most and wanted and wanted[0] in self._tier:
                 self._ahead += len(wanted)
-                self._mover.fetch(turn, wanted)
+                self._mover.fetch(turn, wanted, urgent=False)
 
     def _take_in(self, timeout: float = 0.0) -> None:
         """Puts the pages that have come into memory."""
@@ -271,8 +282,6 @@ class TieredPrefixes:
             self.speeds.fetched(fetched.seconds)
             if isinstance(fetched.whom, Turn):
                 self.foreseen_tokens += self._swap_in(fetched.whom.root, fetched.key, fetched.payload)
-                if fetched.key == fetched.whom.pages[-1]:
-                    self._drop(fetched.whom)
                 continue
             assert isinstance(fetched.whom, Sequence)
             self._swap_in(self._prefixes.root_of(fetched.whom), fetched.key, fetched.payload)
@@ -280,6 +289,8 @@ class TieredPrefixes:
 
     def _swap_in(self, root: PrefixRoot, key: CacheKey, payload: bytes) -> int:
         """Tokens that are in memory by it."""
+        if len(payload) != self._memory.page_bytes:  # before anybody can find the page
+            return 0
         page = self._prefixes.restore(root, *parts_of(key))
         if page is None:
             return 0

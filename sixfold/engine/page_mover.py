@@ -5,10 +5,11 @@ Owns: the queues, and how much may be on its way. Must not know: which pages, or
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from sixfold.cache import CacheKey, Tier
@@ -23,17 +24,27 @@ class Fetched(NamedTuple):
     seconds: float
 
 
+class Order(NamedTuple):
+    """What is read next is what is urgent, then what was asked for first. No ``whom``: the reader ends."""
+
+    rank: int
+    serial: int
+    whom: Hashable = None
+    keys: Sequence[CacheKey] = ()
+
+
 class PageMover:
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
         self._stores: queue.SimpleQueue[tuple[int, CacheKey, bytes] | None] = queue.SimpleQueue()
-        self._orders: queue.SimpleQueue[tuple[Hashable, list[CacheKey]] | None] = queue.SimpleQueue()
+        self._orders: queue.PriorityQueue[Order] = queue.PriorityQueue()
         self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._lock = threading.Condition()  # over what follows
         self._storing = 0  # bytes
         self._stores_given = self._dropped_stores = 0  # numbers of the last one given, and dropped
         self._returning = 0
         self._wanted: set[Hashable] = set()
+        self._serial = itertools.count()
         self._closed = False
         self._threads = [
             threading.Thread(target=target, name=f"sixfold-kv-{name}", daemon=True)
@@ -56,10 +67,11 @@ class PageMover:
             number = self._stores_given
         self._stores.put((number, key, payload))
 
-    def fetch(self, whom: Hashable, keys: list[CacheKey]) -> None:
+    def fetch(self, whom: Hashable, keys: Sequence[CacheKey], *, urgent: bool) -> None:
+        """Reads the keys in order; others' urgent ones come between those that are not."""
         with self._lock:
             self._wanted.add(whom)
-        self._orders.put((whom, keys))
+        self._orders.put(Order(0 if urgent else 1, next(self._serial), whom, keys))
 
     def fetched(self, timeout: float) -> Iterator[Fetched]:
         """What has come; waits up to ``timeout`` seconds for the first."""
@@ -78,13 +90,14 @@ class PageMover:
 
     @property
     def expects_something(self) -> bool:
-        """Whether something was asked for and not dropped (it may all have come)."""
-        return bool(self._wanted)
+        """Whether something was asked for and not dropped (it may all have come), or lies here."""
+        return bool(self._wanted) or self._returning > 0
 
     def drop(self, whom: Hashable) -> None:
         """What is still on its way for them is not wanted any more."""
         with self._lock:
             self._wanted.discard(whom)
+            self._lock.notify_all()
 
     def drop_all(self) -> None:
         """Nothing that is on its way is wanted any more, in either direction."""
@@ -101,7 +114,7 @@ class PageMover:
             self._closed = True
             self._lock.notify_all()
         self._stores.put(None)
-        self._orders.put(None)
+        self._orders.put(Order(-1, next(self._serial)))
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
 
@@ -113,25 +126,30 @@ class PageMover:
             del item  # nothing is kept alive while there is nothing to do
 
     def _read(self) -> None:
-        while (item := self._orders.get()) is not None:
-            self._read_some(*item)
-            del item
+        while (order := self._orders.get()).whom is not None:
+            self._read_some(order)
+            del order
 
     def _write_one(self, number: int, key: CacheKey, payload: bytes) -> None:
         try:
             if not self._closed and number > self._dropped_stores:
                 self._tier.put(key, payload)
+                if number <= self._dropped_stores:  # dropped meanwhile
+                    self._tier.delete(key)
         except Exception:
             self._tier.counts.failed += 1
         with self._lock:
             self._storing -= len(payload)
             self._lock.notify_all()
 
-    def _read_some(self, whom: Hashable, keys: list[CacheKey]) -> None:
-        for key in keys:
+    def _read_some(self, order: Order) -> None:
+        """All of an urgent order; one page of another, whose rest goes back to the queue."""
+        for index, key in enumerate(order.keys):
             with self._lock:
-                self._lock.wait_for(lambda: self._returning < MOST_BYTES or self._closed)
-                if self._closed or whom not in self._wanted:
+                self._lock.wait_for(
+                    lambda: self._returning < MOST_BYTES or self._closed or order.whom not in self._wanted
+                )
+                if self._closed or order.whom not in self._wanted:
                     return
             began = time.perf_counter()
             try:
@@ -141,6 +159,11 @@ class PageMover:
                 payload = None
             with self._lock:
                 self._returning += len(payload or b"")
-            self._arrived.put(Fetched(whom, key, payload, time.perf_counter() - began))
+            self._arrived.put(Fetched(order.whom, key, payload, time.perf_counter() - began))
             if payload is None:
+                return
+            if order.rank > 0:
+                rest = order.keys[index + 1 :]
+                if rest:
+                    self._orders.put(order._replace(keys=rest))
                 return

@@ -287,8 +287,14 @@ class PrefixCache(NothingToCome):
 
     def full_entries(self) -> list[Entry]:
         """Of full pages, the most recently used first and none before its parent."""
-        full = (entry for entry in self._tree if len(entry.tokens) == PAGE_BYTES)
-        return sorted(full, key=lambda entry: (-entry.used_at, entry.depth))
+        full = [entry for entry in self._tree if len(entry.tokens) == PAGE_BYTES]
+        ordered: dict[Entry, None] = {}
+        for entry in sorted(full, key=lambda entry: (-entry.used_at, entry.depth)):
+            chain = [entry]
+            while (parent := chain[-1].parent) is not None and parent.parent is not None and parent not in ordered:
+                chain.append(parent)
+            ordered.update(dict.fromkeys(reversed(chain)))
+        return list(ordered)
 
     # What the KV cache calls.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-MOST_CONVERSATIONS = 4096
+MOST_CONVERSATIONS = 1024
 MOST_PAUSES = 256
 EARLIER, LATER = 0.9, 1.5  # of those two times
 OWN_PAUSES = 3  # from so many on, a conversation's own pauses are what counts
@@ -67,21 +67,24 @@ class TurnPrediction(Generic[T]):
 
     def due(self, now: float) -> Iterator[Conversation[T]]:
         """Those likely to go on soon and not yet ``foreseen``, which the caller sets; the longest idle first."""
-        for conversation in self._conversations.values():
-            expected = self._expected(conversation)
-            if expected is None or conversation.foreseen:
+        usual = _span(self._pauses)
+        for page, conversation in list(self._conversations.items()):
+            own = _span(conversation.pauses)
+            if (expected := own or usual) is None:
                 continue
             first, last = expected
-            if conversation.ended + first <= now <= conversation.ended + last:
+            if now > conversation.ended + last:
+                del self._conversations[page]  # it has probably been left
+            elif now >= conversation.ended + first and not conversation.foreseen:
                 yield conversation
 
     def clear(self) -> None:
         self._conversations.clear()
 
-    def _expected(self, conversation: Conversation[T]) -> tuple[float, float] | None:
-        """(earliest, latest) likely pause; None while too few have been seen."""
-        known: Sequence[float] = conversation.pauses if len(conversation.pauses) >= OWN_PAUSES else self._pauses
-        if len(known) < OWN_PAUSES:
-            return None
-        ordered = sorted(known)
-        return EARLIER * ordered[len(ordered) // 10], LATER * ordered[-1 - len(ordered) // 10]
+
+def _span(pauses: Sequence[float]) -> tuple[float, float] | None:
+    """(earliest, latest) likely pause; None while too few have been seen."""
+    if len(pauses) < OWN_PAUSES:
+        return None
+    ordered = sorted(pauses)
+    return EARLIER * ordered[len(ordered) // 10], LATER * ordered[-1 - len(ordered) // 10]

@@ -78,8 +78,8 @@ class NativeExecutor:
 
     @property
     def numerics(self) -> str:
-        """What the bits of KV depend on beside the model: the instruction set, and this very build of the kernels."""
-        return f"{self.isa} {_build_digest()}"
+        """What the bits of KV depend on beside the model's file: instruction set, this very build, compiled plan."""
+        return f"{self.isa} {_build_digest()} {self.plan.content_digest}"
 
     def profile(self, on: bool) -> None:
         """Times every operator from now on, or no longer."""

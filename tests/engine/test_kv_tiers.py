@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sixfold.cache import DiskCache, TierCounts
-from sixfold.engine.kv_tiers import LEAST_TOKENS, Speeds
+from sixfold.engine.kv_tiers import LEAST_TOKENS, PROBE, Speeds
 from sixfold.types import SamplingParams
 from tests.engine.test_core import alone, drain, same, step, submit
 from tests.fakes import make_core
@@ -138,6 +138,41 @@ def test_a_page_that_is_gone_or_wrong_is_computed():
     assert same(found, wanted) and found.num_cached_tokens == 48
 
 
+def test_a_page_of_another_length_is_computed_and_not_kept():
+    tier = MemoryTier()
+    core = tiered(tier)
+    prompt = prompt_of(1)
+    wanted = ask(core, "a", prompt)
+    core.close()
+    for digest, (content, payload) in list(tier.entries.items()):
+        tier.entries[digest] = (content, payload[:-1])
+    again = tiered(tier)
+    found = ask(again, "a", prompt)
+    assert same(found, wanted) and found.num_cached_tokens == 0
+    again.cache.check_integrity()
+    again.close()
+
+
+def test_a_page_on_its_way_to_the_tier_does_not_survive_a_reset():
+    tier = MemoryTier()
+    core = tiered(tier)
+    held = threading.Event()
+    put = tier.put
+
+    def slow_put(key, payload):
+        held.wait(10)
+        return put(key, payload)
+
+    tier.put = slow_put
+    for seed in range(4):
+        ask(core, f"{seed}", prompt_of(seed))
+    core.reset_prefix_cache()
+    held.set()
+    stored(core)
+    assert not tier.entries
+    core.close()
+
+
 def test_a_broken_tier_costs_computation_only():
     tier = MemoryTier()
     core = tiered(tier)
@@ -246,7 +281,7 @@ def test_speeds_decide():
     speeds.computed(160, 0.1)
     assert speeds.computing == pytest.approx(0.01)
     speeds.fetched(0.02)
-    assert not speeds.worth_fetching
+    assert sum(speeds.worth_fetching for _ in range(2 * PROBE)) == 2  # to see whether it still is too slow
     for _ in range(20):
         speeds.fetched(0.001)
     assert speeds.worth_fetching

@@ -35,7 +35,7 @@ def test_due_while_pauses_usually_end_and_once_only():
     assert due(prediction, 1030.0) == ["a"]
     assert not due(prediction, 1031.0)
     prediction.ended(b"b", "b", deque(), 1000.0)
-    assert not due(prediction, 1151.0)  # it has probably been left
+    assert not due(prediction, 1151.0) and not len(prediction)  # it has probably been left
 
 
 def test_its_own_pauses_count_once_there_are_some():
