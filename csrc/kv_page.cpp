@@ -1,5 +1,6 @@
 #include "kv_page.hpp"
 
+#include <cmath>
 #include <stdexcept>
 
 #include "kernels.hpp"
@@ -21,6 +22,19 @@ KvLayout::KvLayout(const Header& header, const std::vector<KvFormat>& formats) :
     offsets_.push_back(page_bytes_);
     page_bytes_ += header.kv_heads * kv_head_bytes(format, head_size_);
   }
+}
+
+void rotate_head(float* values, int head_size) {
+  const int block = head_size & -head_size;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(block));
+  for (int half = 1; half < block; half *= 2)
+    for (int first = 0; first < head_size; first += 2 * half)
+      for (int i = first; i < first + half; ++i) {
+        const float a = values[i], b = values[i + half];
+        values[i] = a + b;
+        values[i + half] = a - b;
+      }
+  for (int i = 0; i < head_size; ++i) values[i] *= scale;
 }
 
 void write_key(const Kernels& kernels, KvFormat format, int head_size, int token, const float* key,

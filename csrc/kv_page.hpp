@@ -56,6 +56,14 @@ class KvLayout {
   std::vector<std::size_t> offsets_;
 };
 
+// Whether queries and keys of this format are rotated by `rotate_head`.
+constexpr bool rotates(KvFormat format) { return format != KvFormat::kF16; }
+
+// Multiplies a query or a key [head_size] by a Hadamard matrix, scaled to keep lengths, in blocks of the largest power
+// of two that divides the head size. Products of queries with keys stay what they are, but what a few large elements of
+// a key held is spread over all, so that one scale fits them (QuaRot, Ashkboos et al. 2024).
+void rotate_head(float* values, int head_size);
+
 // Writes the key or the value [head_size] of token `token` of the page of one layer and head.
 void write_key(const Kernels& kernels, KvFormat format, int head_size, int token, const float* key, std::uint8_t* page);
 void write_value(const Kernels& kernels, KvFormat format, int head_size, int token, const float* value,

@@ -89,6 +89,7 @@ class Runner {
         for (int i = 0; i < d; ++i) values[i] += vector(op_.bias[which])[in_kind * d + i];
       if (which < 2 && op_.norm[which] >= 0) k_.rms_norm(values, vector(op_.norm[which]), op_.epsilon, d, values);
       if (which < 2) rotate(values, row);
+      if (which < 2 && rotates(s_.layout.format(op_.layer))) rotate_head(values, d);
       if (which == 0)
         store_query(values, row, in_kind);
       else
