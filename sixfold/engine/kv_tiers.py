@@ -65,8 +65,7 @@ class Speeds:
         if tokens >= LEAST_TOKENS:
             self.computing = _smooth(self.computing, seconds * PAGE_SIZE / tokens)
 
-    @property
-    def worth_fetching(self) -> bool:
+    def decide_to_fetch(self) -> bool:
         """True until it is known to be slower; and now and then, to see whether it still is."""
         if self.fetching is None or self.computing is None or self.fetching < self.computing:
             return True
@@ -157,7 +156,7 @@ class TieredPrefixes:
         if sequence.num_cached_tokens is None:  # not when it comes back after a preemption
             pages = [*here, *(key.digest for key in wanted)]
             self._pauses[sequence] = self._turns.goes_on(reversed(pages), self._now())
-        if wanted and self.speeds.worth_fetching:
+        if wanted and self.speeds.decide_to_fetch():
             patience = len(wanted) * (self.speeds.computing or UNKNOWN)
             self._waits[sequence] = Wait(len(wanted), self._now() + patience)
             self._mover.fetch(sequence, wanted, urgent=True)
@@ -261,7 +260,7 @@ class TieredPrefixes:
             passed = self._now() - self._checked
             self._ahead = max(0.0, self._ahead - most * passed / max(pause, CHECK))
         self._checked = self._now()
-        if not self.speeds.worth_fetching:
+        if not self.speeds.decide_to_fetch():
             return
         for conversation in self._turns.due(self._checked):
             turn = conversation.content
@@ -282,6 +281,8 @@ class TieredPrefixes:
             self.speeds.fetched(fetched.seconds)
             if isinstance(fetched.whom, Turn):
                 self.foreseen_tokens += self._swap_in(fetched.whom.root, fetched.key, fetched.payload)
+                if fetched.last:
+                    self._drop(fetched.whom)
                 continue
             assert isinstance(fetched.whom, Sequence)
             self._swap_in(self._prefixes.root_of(fetched.whom), fetched.key, fetched.payload)

@@ -22,6 +22,7 @@ class Fetched(NamedTuple):
     key: CacheKey
     payload: bytes | None  # None: it was not there, or not what it should be; nothing follows
     seconds: float
+    last: bool  # of what was asked for
 
 
 class Order(NamedTuple):
@@ -159,7 +160,7 @@ class PageMover:
                 payload = None
             with self._lock:
                 self._returning += len(payload or b"")
-            self._arrived.put(Fetched(order.whom, key, payload, time.perf_counter() - began))
+            self._arrived.put(Fetched(order.whom, key, payload, time.perf_counter() - began, key is order.keys[-1]))
             if payload is None:
                 return
             if order.rank > 0:

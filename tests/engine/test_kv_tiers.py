@@ -270,21 +270,22 @@ def test_an_idle_conversation_is_there_before_its_next_turn():
     found = ask(core, "next", history)
     assert same(found, alone(history, GREEDY)) and found.num_cached_tokens >= 144
     assert core.prefixes.fetched_tokens - before <= 16
+    assert not core.prefixes._mover.expects_something  # nothing is held on to
     core.close()
 
 
 def test_speeds_decide():
     speeds = Speeds()
-    assert speeds.worth_fetching
+    assert speeds.decide_to_fetch()
     speeds.computed(LEAST_TOKENS - 1, 1.0)
     assert speeds.computing is None  # such a step tells nothing
     speeds.computed(160, 0.1)
     assert speeds.computing == pytest.approx(0.01)
     speeds.fetched(0.02)
-    assert sum(speeds.worth_fetching for _ in range(2 * PROBE)) == 2  # to see whether it still is too slow
+    assert sum(speeds.decide_to_fetch() for _ in range(2 * PROBE)) == 2  # to see whether it still is too slow
     for _ in range(20):
         speeds.fetched(0.001)
-    assert speeds.worth_fetching
+    assert speeds.decide_to_fetch()
 
 
 @settings(max_examples=40, deadline=None)
