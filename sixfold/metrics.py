@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Protocol
 
@@ -27,6 +27,7 @@ _TIER_COUNTERS = {
     "failed": "Reads and writes that failed",
     "evicted": "Pages given up",
 }
+_TIER_GAUGES = {"entries": "Pages", "bytes": "Bytes"}
 
 
 class TierView(Protocol):
@@ -72,7 +73,7 @@ class EngineStatsView(Protocol):
     @property
     def foreseen_tokens(self) -> int: ...
     @property
-    def tier(self) -> TierView | None: ...
+    def tier(self) -> Mapping[str, TierView] | None: ...
     @property
     def kv_usage(self) -> float: ...
     @property
@@ -325,13 +326,26 @@ class Metrics(Collector):
             yield self._counter("sixfold:kv_foreseen_tokens", "Those before a request asked.", stats.foreseen_tokens)
             yield from self._tier(stats.tier)
 
-    def _tier(self, tier: TierView) -> Iterator[Metric]:
+    def _tier(self, tiers: Mapping[str, TierView]) -> Iterator[Metric]:
+        """One series a place, the nearest first: sum over ``tier`` what all have done."""
         for name, words in _TIER_COUNTERS.items():
-            yield self._counter(
-                f"sixfold:kv_tier_{name}", f"{words} of the tier behind KV memory.", getattr(tier, name)
-            )
-        yield self._gauge("sixfold:kv_tier_entries", "Pages in the tier behind KV memory.", tier.entries)
-        yield self._gauge("sixfold:kv_tier_bytes", "Bytes in the tier behind KV memory.", tier.bytes)
+            yield self._each(
+                CounterMetricFamily, f"sixfold:kv_tier_{name}", f"{words} of the tier behind KV memory.",
+                {place: getattr(counts, name) for place, counts in tiers.items()},
+            )  # fmt: skip
+        for name, words in _TIER_GAUGES.items():
+            yield self._each(
+                GaugeMetricFamily, f"sixfold:kv_tier_{name}", f"{words} in the tier behind KV memory.",
+                {place: getattr(counts, name) for place, counts in tiers.items()},
+            )  # fmt: skip
+
+    def _each(
+        self, kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, documentation: str, values: dict[str, int]
+    ) -> Metric:
+        family = kind(name, documentation, labels=[*self._labels, "tier"])
+        for place, value in values.items():
+            family.add_metric([*self._labels.values(), place], value)
+        return family
 
     def _counter(self, name: str, documentation: str, value: float) -> Metric:
         family = CounterMetricFamily(name, documentation, labels=list(self._labels))

@@ -5,6 +5,7 @@ Owns: entries as bytes, and where they lie. Must not know: tokens, sequences, or
 
 from sixfold.cache.disk import DiskCache
 from sixfold.cache.frame import CacheKey
+from sixfold.cache.places import open_tier
 from sixfold.cache.tier import Tier, TierCounts
 
-__all__ = ["CacheKey", "DiskCache", "Tier", "TierCounts"]
+__all__ = ["CacheKey", "DiskCache", "Tier", "TierCounts", "open_tier"]

@@ -17,11 +17,11 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sixfold.cache.frame import CacheKey, decode, encode
-from sixfold.cache.tier import TierCounts
+from sixfold.cache.tier import TierCounts, read_each
 from sixfold.errors import ConfigError
 
 _HEX = frozenset("0123456789abcdef")
@@ -31,6 +31,8 @@ _LEFT_BEHIND = 3600.0  # seconds after which a file under ``new`` belongs to no 
 
 class DiskCache:
     """Keeps at most ``capacity`` bytes of entries under ``directory``. Raises ConfigError if it can not be used."""
+
+    batch = 1  # a file is as quick alone
 
     def __init__(self, directory: str | Path, capacity: int) -> None:
         self.directory = Path(directory).expanduser()
@@ -50,6 +52,9 @@ class DiskCache:
         with self._lock:
             self._make_room(0)
 
+    def known(self, keys: Sequence[CacheKey]) -> int:
+        return next((index for index, key in enumerate(keys) if key not in self), len(keys))
+
     def __contains__(self, key: CacheKey) -> bool:
         return key.digest in self._sizes
 
@@ -64,15 +69,17 @@ class DiskCache:
             return None
         payload = decode(key, blob)
         if payload is None:
-            self._unlink(key.digest)
             self._missed(key, rejected=1)
             return None
         with self._lock:
             self.counts.hits += 1
-            self._note(key.digest, len(blob))
-        with contextlib.suppress(OSError):
-            os.utime(self._path(key.digest))  # the order of use outlives the process
+            with contextlib.suppress(OSError):
+                os.utime(self._path(key.digest))  # the order of use outlives the process
+                self._note(key.digest, len(blob))  # unless it was evicted while it was read
         return payload
+
+    def read(self, keys: Sequence[CacheKey]) -> list[bytes]:
+        return read_each(self.get, keys)
 
     def put(self, key: CacheKey, payload: bytes) -> bool:
         blob = encode(key, payload)
@@ -84,21 +91,22 @@ class DiskCache:
             with self._lock:
                 self._make_room(len(blob))
             new.write_bytes(blob)
-            new.replace(path)
+            with self._lock:
+                new.replace(path)
+                self._note(key.digest, len(blob))
         except OSError:
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
             return self._count_failure()
         with self._lock:
             self.counts.stored += 1
-            self._note(key.digest, len(blob))
             self._make_room(0)
         return True
 
     def delete(self, key: CacheKey) -> None:
         with self._lock:
             self._forget(key.digest)
-        self._unlink(key.digest)
+            self._unlink(key.digest)
 
     def clear(self) -> None:
         with self._lock:
@@ -108,6 +116,9 @@ class DiskCache:
             for file in self._entries():  # also what others have written
                 with contextlib.suppress(OSError):
                     Path(file.path).unlink()
+
+    def levels(self) -> dict[str, TierCounts]:
+        return {"disk": self.counts}
 
     def close(self) -> None:
         pass
@@ -159,17 +170,19 @@ class DiskCache:
             self._unlink(digest)
             self.counts.evicted += 1
 
-    # Without it:
-
     def _unlink(self, digest: bytes) -> None:
         with contextlib.suppress(OSError):
             self._path(digest).unlink(missing_ok=True)
+
+    # Without it:
 
     def _missed(self, key: CacheKey, *, failed: int = 0, rejected: int = 0) -> None:
         with self._lock:
             self.counts.misses += 1
             self.counts.failed += failed
             self.counts.rejected += rejected
+            if rejected:
+                self._unlink(key.digest)
             if not failed:
                 self._forget(key.digest)
 

@@ -28,6 +28,15 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def url_without_password(text: str) -> str:
+    """Everybody on a machine can read the command lines of its processes."""
+    from sixfold.cache.redis import has_password
+
+    if has_password(text):
+        raise typer.BadParameter("a password has no place on a command line; set SIXFOLD_KV_REDIS to the URL")
+    return text
+
+
 Model = Annotated[str, typer.Argument(help="A short name (see `sixfold list`), a path, or hf:org/repo[:file].")]
 OptionalModel = Annotated[
     str | None,
@@ -51,6 +60,16 @@ KVDisk = Annotated[
 ]
 KVDiskSize = Annotated[
     int | None, typer.Option(parser=byte_count, metavar="SIZE", help="At most so much of it.  [default: 10G]")
+]
+KVRedis = Annotated[
+    str | None,
+    typer.Option(
+        parser=url_without_password, metavar="URL",
+        help="Share cached prefixes through this Redis: redis://host:6379/0; with a password in SIXFOLD_KV_REDIS.",
+    ),
+]  # fmt: skip
+KVS3 = Annotated[
+    str | None, typer.Option(metavar="URL", help="Share cached prefixes through this bucket: s3://bucket/prefix.")
 ]
 Threads = Annotated[int | None, typer.Option(help="Worker threads; default: the cores this process may use.")]
 Isa = Annotated[

@@ -13,12 +13,14 @@ import typer
 
 from sixfold.cli import console
 from sixfold.cli.options import (
+    KVS3,
     AcceptLicense,
     Isa,
     KVDisk,
     KVDiskSize,
     KVFormat,
     KVMemory,
+    KVRedis,
     MaxModelLen,
     OptionalModel,
     PrefixCache,
@@ -47,6 +49,8 @@ def serve(
     prefix_cache: PrefixCache = None,
     kv_disk: KVDisk = None,
     kv_disk_size: KVDiskSize = None,
+    kv_redis: KVRedis = None,
+    kv_s3: KVS3 = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Sequences in one step.  [default: 64]")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.  [default: 512]")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.  [default: 1024]")] = None,
@@ -70,6 +74,7 @@ def serve(
             "kv_format": kv_format, "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens, "max_queue": max_queue, "threads": threads, "isa": isa,
             "prefix_cache": prefix_cache, "kv_disk": kv_disk, "kv_disk_bytes": kv_disk_size,
+            "kv_redis": kv_redis, "kv_s3": kv_s3,
         },
     )  # fmt: skip
     server = config.load(

@@ -2,7 +2,7 @@
 
 Owns: which pages go and come, and who waits for them. Must not know: scheduling, or what a tier is.
 
-    evicted page  --copy-->  writer thread  --put-->  tier
+    evicted page, and, a little at a time, pages of ended sequences  --copy-->  writer thread  --put-->  tier
     new sequence  --keys-->  reader thread  --get-->  here  --write into an idle page-->  prefix cache
 
 A sequence that arrives has the pages that memory lacks and the tier has fetched while it waits for its turn. At its
@@ -29,15 +29,15 @@ from sixfold.engine.prefix_cache import Beginning, PrefixCache
 from sixfold.engine.prefix_key import PrefixRoot, chain, pack
 from sixfold.engine.prefix_tree import PAGE_BYTES, Entry
 from sixfold.engine.sequence import Sequence, Status
+from sixfold.engine.transfer_speed import Speeds
 from sixfold.engine.turn_prediction import TurnPrediction
+from sixfold.engine.write_behind import WriteBehind
 from sixfold.runtime.batch import PAGE_SIZE
 
 MOST_AHEAD = 0.25  # of all pages, for conversations that have not asked yet, within a usual pause
 CHECK = 0.25  # seconds between two looks at who may go on
 WAIT = 0.002  # seconds that a step without rows waits for a page
-LEAST_TOKENS = 64  # of a step that tells how quick computing is
-SMOOTHING = 0.2  # weight of a new measurement
-PROBE = 16  # fetching that seems too slow is tried once in so many times
+SOON = 0.02  # seconds to the next look while pages are still to be stored
 UNKNOWN = 0.05  # seconds that a page is waited for while nothing is known of computing
 
 
@@ -48,29 +48,6 @@ class PageMemory(Protocol):
 
     def read_page(self, page: int) -> bytes: ...
     def write_page(self, page: int, content: bytes) -> None: ...
-
-
-@dataclass
-class Speeds:
-    """Seconds a page, by measurement; nothing is known at first."""
-
-    fetching: float | None = None
-    computing: float | None = None
-    declined: int = 0  # times that fetching was not worth it
-
-    def fetched(self, seconds: float) -> None:
-        self.fetching = _smooth(self.fetching, seconds)
-
-    def computed(self, tokens: int, seconds: float) -> None:
-        if tokens >= LEAST_TOKENS:
-            self.computing = _smooth(self.computing, seconds * PAGE_SIZE / tokens)
-
-    def decide_to_fetch(self) -> bool:
-        """True until it is known to be slower; and now and then, to see whether it still is."""
-        if self.fetching is None or self.computing is None or self.fetching < self.computing:
-            return True
-        self.declined += 1
-        return self.declined % PROBE == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +70,7 @@ class Wait:
     """A sequence's pages on their way."""
 
     left: int  # pages
-    until: float  # from then on they are computed
+    until: float | None = None  # from then on they are computed; None: its turn has not come
 
 
 class TieredPrefixes:
@@ -108,6 +85,7 @@ class TieredPrefixes:
         self._memory = memory
         self._tier = tier
         self._mover = PageMover(tier)
+        self._behind = WriteBehind(prefixes.num_pages)
         self._asked: set[Sequence] = set()  # waiting sequences whose missing pages were looked for
         self._waits: dict[Sequence, Wait] = {}
         self._turns: TurnPrediction[Turn] = TurnPrediction()
@@ -134,8 +112,8 @@ class TieredPrefixes:
         return self._prefixes.evictions
 
     @property
-    def tier(self) -> TierCounts | None:
-        return self._tier.counts
+    def tier(self) -> dict[str, TierCounts] | None:
+        return self._tier.levels()
 
     @property
     def num_entries(self) -> int:
@@ -157,30 +135,33 @@ class TieredPrefixes:
             pages = [*here, *(key.digest for key in wanted)]
             self._pauses[sequence] = self._turns.goes_on(reversed(pages), self._now())
         if wanted and self.speeds.decide_to_fetch():
-            patience = len(wanted) * (self.speeds.computing or UNKNOWN)
-            self._waits[sequence] = Wait(len(wanted), self._now() + patience)
+            self._waits[sequence] = Wait(len(wanted))
             self._mover.fetch(sequence, wanted, urgent=True)
 
     def arrive(self) -> None:
         """Before a step is scheduled: pages that have come are written now, when no page waits to be copied."""
-        if self._mover.expects_something:
-            self._take_in()
-        self._look_ahead()
+        self._arrive(resting=False)
 
     def rest(self) -> float | None:
         """Nothing runs: seconds after which to ask again."""
-        self.arrive()
-        return CHECK if len(self._turns) else None
+        self._arrive(resting=True)
+        return SOON if len(self._behind) else CHECK if len(self._turns) else None
 
     def ready(self, sequence: Sequence, /) -> bool:
         """False while pages are on their way that should be there sooner than computed."""
         if sequence not in self._asked:  # it comes back after a preemption
             self.expect(sequence)
         wait = self._waits.get(sequence)
-        if wait is not None and wait.left > 0 and self._now() < wait.until:
+        if wait is not None and wait.left > 0 and self._now() < self._patience(wait):
             return False
         self._stop_waiting(sequence)
         return True
+
+    def _patience(self, wait: Wait) -> float:
+        """When a sequence stops waiting: its time begins when it could run, whatever it has waited for before."""
+        if wait.until is None:
+            wait.until = self._now() + wait.left * (self.speeds.computing or UNKNOWN)
+        return wait.until
 
     def wait(self) -> None:
         """Nothing can run before a page comes: a moment for it."""
@@ -206,6 +187,7 @@ class TieredPrefixes:
     def ended(self, sequence: Sequence, /) -> None:
         self._stop_waiting(sequence)
         self._asked.discard(sequence)
+        self._behind.ended(sequence.prefix, self._is_stored)
         if sequence.status is Status.FINISHED and sequence in self._pauses:
             self._remember(sequence, self._pauses.pop(sequence))
         self._prefixes.ended(sequence)
@@ -215,6 +197,7 @@ class TieredPrefixes:
         self._mover.drop_all()
         self._waits.clear()
         self._turns.clear()
+        self._behind.clear()
         self._prefixes.reset()
         self._tier.clear()
 
@@ -235,14 +218,32 @@ class TieredPrefixes:
         found = self._prefixes.find(sequence, sequence.skippable)
         assert found.entry is not None
         here = [entry.key for entry in found.path[: found.entry.depth]]
-        key, there = found.entry.key, []
-        for at in range(found.entry.depth * PAGE_SIZE, sequence.skippable - PAGE_SIZE + 1, PAGE_SIZE):
-            wanted = key_of(key, pack(sequence.token_ids[at : at + PAGE_SIZE]))
-            if wanted not in self._tier:
-                break
-            there.append(wanted)
-            key = wanted.digest
-        return here, there
+        return here, self._in_tier(sequence, found.entry)
+
+    def _in_tier(self, sequence: Sequence, last: Entry) -> list[CacheKey]:
+        """Keys of the full pages after ``last``; asked for in growing bundles, for the first may already be absent."""
+        there: list[CacheKey] = []
+        at, key, bundle = last.depth * PAGE_SIZE, last.key, 1
+        while True:
+            keys: list[CacheKey] = []
+            for start in range(at, min(at + bundle * PAGE_SIZE, sequence.skippable - PAGE_SIZE + 1), PAGE_SIZE):
+                keys.append(key_of(key, pack(sequence.token_ids[start : start + PAGE_SIZE])))
+                key = keys[-1].digest
+            known = self._tier.known(keys)
+            there += keys[:known]
+            if known < bundle:
+                return there
+            at += bundle * PAGE_SIZE
+            bundle *= 2
+
+    def _arrive(self, *, resting: bool) -> None:
+        if self._mover.expects_something:
+            self._take_in()
+        self._look_ahead()
+        if len(self._behind) and self._mover.rests:
+            seconds = self._mover.storing_seconds
+            for entry in self._behind.due(self._now(), seconds, resting=resting, fit=self._prefixes.keeps):
+                self._swap_out(entry)
 
     def _remember(self, sequence: Sequence, pauses: deque[float]) -> None:
         """A turn is over: how its conversation can be brought back."""
@@ -268,7 +269,7 @@ class TieredPrefixes:
             if len(wanted) <= most < self._ahead + len(wanted):
                 break  # later
             conversation.foreseen = True
-            if len(wanted) <= most and wanted and wanted[0] in self._tier:
+            if len(wanted) <= most and wanted and self._tier.known(wanted[:1]):
                 self._ahead += len(wanted)
                 self._mover.fetch(turn, wanted, urgent=False)
 
@@ -308,6 +309,10 @@ class TieredPrefixes:
         if key not in self._tier and self._mover.has_room(patient):
             self._mover.store(key, self._memory.read_page(entry.page))
 
+    def _is_stored(self, entry: Entry) -> bool:
+        assert entry.parent is not None
+        return key_of(entry.parent.key, entry.tokens) in self._tier
+
     def _stop_waiting(self, sequence: Sequence) -> None:
         if sequence in self._waits:
             self._drop(sequence)
@@ -325,7 +330,3 @@ def key_of(parent_key: bytes, tokens: bytes) -> CacheKey:
 def parts_of(key: CacheKey) -> tuple[bytes, bytes]:
     """(key of the page before, tokens)."""
     return key.content[:-PAGE_BYTES], key.content[-PAGE_BYTES:]
-
-
-def _smooth(before: float | None, value: float) -> float:
-    return value if before is None else before + SMOOTHING * (value - before)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sixfold import store
-from sixfold.cache import DiskCache
+from sixfold.cache import open_tier
 from sixfold.compile.plan import Plan, build
 from sixfold.config import EngineConfig
 from sixfold.engine.chat_template import ChatTemplate
@@ -63,7 +63,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         max_num_batched_tokens=config.max_num_batched_tokens,
         seed=config.seed,
         prefix_root=_prefix_root(model.digest, executor) if config.prefix_cache else None,
-        tier=None if config.kv_disk is None else DiskCache(config.kv_disk, config.kv_disk_bytes),
+        tier=open_tier(disk=config.kv_disk, disk_bytes=config.kv_disk_bytes, redis=config.kv_redis, s3=config.kv_s3),
         listener=listener,
     )
     return LoadedEngine(config.model, core, tokenizer, template)

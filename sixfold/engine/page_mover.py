@@ -6,6 +6,7 @@ Owns: the queues, and how much may be on its way. Must not know: which pages, or
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -13,8 +14,14 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from sixfold.cache import CacheKey, Tier
+from sixfold.engine.transfer_speed import smooth
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 256 << 20  # copies of pages on their way to the tier, and as many on their way back
+
+
+END, URGENT, BEGUN, AHEAD = range(4)  # ranks
 
 
 class Fetched(NamedTuple):
@@ -26,9 +33,13 @@ class Fetched(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What is read next is what is urgent, then what was asked for first. No ``whom``: the reader ends."""
+    """What is read next has the lowest rank, then was asked for first. No ``whom``: the reader ends.
 
-    rank: int
+    The first pages that a request waits for come before the rest of others', so that one of which nothing is there is
+    told so at once.
+    """
+
+    rank: int  # URGENT, BEGUN or AHEAD
     serial: int
     whom: Hashable = None
     keys: Sequence[CacheKey] = ()
@@ -42,6 +53,7 @@ class PageMover:
         self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._lock = threading.Condition()  # over what follows
         self._storing = 0  # bytes
+        self.storing_seconds: float | None = None  # of a page, by measurement
         self._stores_given = self._dropped_stores = 0  # numbers of the last one given, and dropped
         self._returning = 0
         self._wanted: set[Hashable] = set()
@@ -61,6 +73,11 @@ class PageMover:
                 self._lock.wait_for(lambda: self._storing < MOST_BYTES or self._closed, timeout=5.0)
             return self._storing < MOST_BYTES and not self._closed
 
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is on its way to the tier."""
+        return self._storing == 0
+
     def store(self, key: CacheKey, payload: bytes) -> None:
         with self._lock:
             self._storing += len(payload)
@@ -72,7 +89,7 @@ class PageMover:
         """Reads the keys in order; others' urgent ones come between those that are not."""
         with self._lock:
             self._wanted.add(whom)
-        self._orders.put(Order(0 if urgent else 1, next(self._serial), whom, keys))
+        self._orders.put(Order(URGENT if urgent else AHEAD, next(self._serial), whom, keys))
 
     def fetched(self, timeout: float) -> Iterator[Fetched]:
         """What has come; waits up to ``timeout`` seconds for the first."""
@@ -115,7 +132,7 @@ class PageMover:
             self._closed = True
             self._lock.notify_all()
         self._stores.put(None)
-        self._orders.put(Order(-1, next(self._serial)))
+        self._orders.put(Order(END, next(self._serial)))
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
 
@@ -134,37 +151,39 @@ class PageMover:
     def _write_one(self, number: int, key: CacheKey, payload: bytes) -> None:
         try:
             if not self._closed and number > self._dropped_stores:
+                began = time.perf_counter()
                 self._tier.put(key, payload)
+                self.storing_seconds = smooth(self.storing_seconds, time.perf_counter() - began)
                 if number <= self._dropped_stores:  # dropped meanwhile
                     self._tier.delete(key)
         except Exception:
-            self._tier.counts.failed += 1
+            log.exception("A page could not be stored")
         with self._lock:
             self._storing -= len(payload)
             self._lock.notify_all()
 
     def _read_some(self, order: Order) -> None:
-        """All of an urgent order; one page of another, whose rest goes back to the queue."""
-        for index, key in enumerate(order.keys):
-            with self._lock:
-                self._lock.wait_for(
-                    lambda: self._returning < MOST_BYTES or self._closed or order.whom not in self._wanted
-                )
-                if self._closed or order.whom not in self._wanted:
-                    return
-            began = time.perf_counter()
-            try:
-                payload = self._tier.get(key)
-            except Exception:
-                self._tier.counts.failed += 1
-                payload = None
-            with self._lock:
-                self._returning += len(payload or b"")
-            self._arrived.put(Fetched(order.whom, key, payload, time.perf_counter() - began, key is order.keys[-1]))
-            if payload is None:
+        """A batch of the order; the rest goes back to the queue."""
+        keys, rest = order.keys[: self._tier.batch], order.keys[self._tier.batch :]
+        with self._lock:
+            self._lock.wait_for(lambda: self._returning < MOST_BYTES or self._closed or order.whom not in self._wanted)
+            if self._closed or order.whom not in self._wanted:
                 return
-            if order.rank > 0:
-                rest = order.keys[index + 1 :]
-                if rest:
-                    self._orders.put(order._replace(keys=rest))
-                return
+        began = time.perf_counter()
+        payloads = self._get(keys)
+        seconds = (time.perf_counter() - began) / max(1, len(payloads))
+        with self._lock:
+            self._returning += sum(map(len, payloads))
+        for key, payload in zip(keys, payloads, strict=False):
+            self._arrived.put(Fetched(order.whom, key, payload, seconds, not rest and key is keys[-1]))
+        if len(payloads) < len(keys):
+            self._arrived.put(Fetched(order.whom, keys[len(payloads)], None, seconds, True))
+        elif rest:
+            self._orders.put(order._replace(rank=max(order.rank, BEGUN), keys=rest))
+
+    def _get(self, keys: Sequence[CacheKey]) -> list[bytes]:
+        try:
+            return self._tier.read(keys)
+        except Exception:
+            log.exception("Pages could not be fetched")
+            return []

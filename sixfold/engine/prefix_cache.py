@@ -63,7 +63,9 @@ class Prefixes(Protocol):
         """Pages."""
 
     @property
-    def tier(self) -> TierCounts | None: ...
+    def tier(self) -> dict[str, TierCounts] | None:
+        """What the places behind the cache have counted, by name."""
+
     @property
     def fetched_tokens(self) -> int:
         """That came from the tier."""
@@ -96,7 +98,7 @@ class Prefixes(Protocol):
 class NothingToCome:
     """All that can be found is here."""
 
-    tier: TierCounts | None = None
+    tier: dict[str, TierCounts] | None = None
     fetched_tokens = foreseen_tokens = 0
 
     def expect(self, sequence: Sequence, /) -> None:
@@ -284,6 +286,9 @@ class PrefixCache(NothingToCome):
                 return list(pages[index:])
             entry = found
         return []
+
+    def keeps(self, entry: Entry) -> bool:
+        return entry in self._tree
 
     def full_entries(self) -> list[Entry]:
         """Of full pages, the most recently used first and none before its parent."""

@@ -49,7 +49,7 @@ class EngineStats:
     finished: int  # choices
     fetched_tokens: int = 0  # whose KV came from the tier
     foreseen_tokens: int = 0  # of them, before a request asked
-    tier: TierCounts | None = None  # None: there is none
+    tier: dict[str, TierCounts] | None = None  # by place; None: there is none
 
     @property
     def kv_usage(self) -> float:
