@@ -8,7 +8,7 @@ import pytest
 from sixfold.cache import DiskCache
 from sixfold.cache.frame import overhead
 from sixfold.errors import ConfigError
-from tests.cache.faults import Attack, key_of, payload_of
+from tests.cache.faults import key_of, payload_of
 
 
 def size(number: int) -> int:
@@ -117,8 +117,16 @@ def test_threads_agree_on_what_is_there(tmp_path: Path) -> None:
     assert cache.counts.bytes == sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) <= cache.capacity
 
 
-def test_no_attack_gets_a_wrong_answer(tmp_path: Path) -> None:
-    attack = Attack(tmp_path, seed=1)
-    attack.run(6000)
-    assert attack.wrong == 0
-    assert attack.cache.counts.rejected and attack.done["found: the right answer"] > 100
+def test_an_entry_that_is_evicted_while_it_is_read_is_not_counted(tmp_path: Path, monkeypatch) -> None:
+    cache = DiskCache(tmp_path, 1 << 20)
+    fill(cache, range(2))
+    read = Path.read_bytes
+
+    def read_and_lose(self: Path) -> bytes:
+        blob = read(self)
+        cache.delete(key_of(0))
+        return blob
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_lose)
+    assert cache.get(key_of(0)) == payload_of(0)
+    assert key_of(0) not in cache and cache.counts.bytes == size(1)
