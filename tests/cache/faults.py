@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -207,14 +208,13 @@ class Attack:
         return sum(getattr(counts, name) for cache in self.opened for counts in cache.levels().values())
 
     def run(self, operations: int, threads: int = 3) -> None:
-        workers = [
-            threading.Thread(target=self._work, args=(random.Random(self.random.random()), operations // threads))
-            for _ in range(threads)
-        ]
+        with ThreadPoolExecutor(threads) as pool:
+            workers = [
+                pool.submit(self._work, random.Random(self.random.random()), operations // threads)
+                for _ in range(threads)
+            ]
         for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+            worker.result()
 
     def _work(self, draw: random.Random, operations: int) -> None:
         actions = [self._get] * 12 + [self._put] * 5 + [

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sixfold.cache import DiskCache, TierCounts
+from sixfold.cache import DiskCache, TierCounts, open_tier
 from sixfold.cache.tier import read_each
+from sixfold.engine.kv_tiers import SOON
 from sixfold.engine.transfer_speed import LEAST_TOKENS, PROBE, Speeds
 from sixfold.types import SamplingParams
+from tests.cache.redis_server import needs_redis, redis_server
 from tests.engine.test_core import alone, drain, same, step, submit
 from tests.fakes import make_core
 
@@ -326,3 +328,157 @@ def test_same_tokens_whatever_goes_and_comes(turns, num_pages, restart, together
         for name, asked in names:
             assert same(outputs[name], alone(asked, params))
     core.close()
+
+
+def test_patience_begins_when_a_request_could_run():
+    """However long it has waited for its turn, and for others' pages before its own."""
+    tier = MemoryTier()
+    core = tiered(tier, max_num_seqs=1)
+    now = [0.0]
+    core.prefixes._now = lambda: now[0]
+    ask(core, "a", prompt_of(1))
+    flood(core)
+    tier.gate.clear()
+    submit(core, "runs", prompt_of(7, 20), GREEDY)
+    collectors = {}
+    step(core, collectors)
+    core.prefixes.speeds = Speeds(computing=1.0)
+    submit(core, "waits", prompt_of(1), GREEDY)
+    now[0] += 1000.0
+    for _ in range(60):
+        step(core, collectors)
+    assert set(collectors) == {"runs"}
+    tier.gate.set()
+    outputs = drain(core, collectors)
+    assert outputs["waits"].num_cached_tokens == 144
+    core.close()
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_pages_are_read_in_bundles(batch):
+    tier = MemoryTier(batch)
+    core = tiered(tier)
+    wanted = ask(core, "a", prompt_of(1))
+    flood(core)
+    read, bundles = tier.read, []
+    tier.read = lambda keys: bundles.append(len(keys)) or read(keys)
+    found = ask(core, "b", prompt_of(1))
+    assert same(found, wanted) and found.num_cached_tokens == 144
+    assert bundles == {1: [1] * 9, 4: [4, 4, 1], 100: [9]}[batch]
+    core.close()
+
+
+def test_a_request_of_which_nothing_is_there_does_not_wait_for_the_rest_of_anothers():
+    tier = MemoryTier()
+    tier.known = len  # like a place that others fill: only a read tells
+    core = tiered(tier)
+    ask(core, "a", prompt_of(1))
+    flood(core)
+    order, get = [], tier.get
+    tier.get = lambda key: order.append(key in tier) or get(key)
+    tier.gate.clear()
+    submit(core, "known", prompt_of(1), GREEDY)
+    deadline = time.monotonic() + 10
+    while not order and time.monotonic() < deadline:
+        time.sleep(0.001)
+    submit(core, "new", prompt_of(5), GREEDY)
+    tier.gate.set()
+    outputs = drain(core)
+    assert order[:2] == [True, False] and outputs["known"].num_cached_tokens == 144
+    assert same(outputs["new"], alone(prompt_of(5), GREEDY))
+    core.close()
+
+
+def test_what_has_ended_is_stored_while_the_engine_rests():
+    tier = MemoryTier()
+    core = tiered(tier, num_pages=48)
+    for seed in (1, 2):
+        ask(core, f"{seed}", prompt_of(seed))
+    assert core.prefixes.evictions == 0
+    rested(core)
+    assert len(tier.entries) == 20  # 150 + 20 tokens each
+    assert len(core.prefixes._behind) == 0
+    again = tiered(tier, num_pages=48)  # nothing was closed: as after a crash
+    found = ask(again, "1", prompt_of(1))
+    assert same(found, alone(prompt_of(1), GREEDY)) and found.num_cached_tokens == 144
+    puts = len(tier.entries)
+    rested(again)
+    assert len(tier.entries) == puts
+    for one in (core, again):
+        one.close()
+
+
+def rested(core):
+    deadline = time.monotonic() + 10
+    while (core.rest() == SOON or not core.prefixes._mover.rests) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def test_what_has_ended_is_stored_slowly_while_others_run():
+    tier = MemoryTier()
+    core = tiered(tier, num_pages=48)
+    now = [0.0]
+    core.prefixes._now = lambda: now[0]
+    ask(core, "a", prompt_of(1))
+    stored(core)
+    core.prefixes._mover.storing_seconds = 0.01  # a page in 0.5 seconds
+    core.prefixes._behind._next = 0.0
+    before = len(tier.entries)
+    submit(core, "b", prompt_of(2, 30), SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True))
+    collectors = {}
+    for _ in range(80):
+        step(core, collectors)
+        stored(core)
+        core.prefixes._mover.storing_seconds = 0.01
+        now[0] += 0.025  # two seconds in all
+    assert len(tier.entries) - before in (4, 5)
+    core.close()
+
+
+def test_what_was_forgotten_is_not_stored():
+    tier = MemoryTier()
+    core = tiered(tier, num_pages=48)
+    ask(core, "a", prompt_of(1))
+    core.reset_prefix_cache()
+    rested(core)
+    assert not tier.entries
+    core.close()
+
+
+@needs_redis
+def test_a_second_engine_goes_on_with_what_the_first_one_has_computed(tmp_path):
+    with redis_server(tmp_path) as server:
+        one, other = (
+            tiered(open_tier(disk=tmp_path / name, redis=server.url), num_pages=48) for name in ("one", "other")
+        )
+        wanted = ask(one, "a", prompt_of(1))
+        rested(one)
+        found = ask(other, "a", prompt_of(1))
+        assert same(found, wanted) and found.num_cached_tokens == 144
+        assert other.prefixes.fetched_tokens == 144
+        counts = other.prefixes.tier
+        assert list(counts) == ["disk", "redis"] and counts["redis"].hits == 9
+        one.close()
+        other.close()
+
+
+@needs_redis
+@pytest.mark.parametrize("with_disk", [False, True])
+def test_a_redis_that_dies_costs_nothing_but_speed(tmp_path, with_disk):
+    with redis_server(tmp_path) as server:
+        core = tiered(open_tier(disk=tmp_path / "kv" if with_disk else None, redis=server.url))
+        histories = {who: prompt_of(who, 60) for who in range(4)}
+        for turn in range(6):
+            if turn == 2:
+                server.kill()
+            if turn == 4:
+                server.start()
+            for who in histories:
+                submit(core, f"{turn} {who}", histories[who], GREEDY)
+            outputs = drain(core)
+            for who, asked in histories.items():
+                answer = outputs[f"{turn} {who}"]
+                assert same(answer, alone(asked, GREEDY))
+                histories[who] = (asked + list(answer.outputs[0].token_ids) + prompt_of(turn, 3))[:150]
+        assert core.prefixes.tier["redis"].failed > 0
+        core.close()
