@@ -66,9 +66,7 @@ class EngineConfig:
     plan_cache: bool = True
     kv_disk: str | None = None  # a directory that keeps cached prefixes when memory is short and over restarts
     kv_disk_bytes: int = 10 << 30
-    kv_redis: str | None = field(
-        default=None, repr=False
-    )  # the same, shared by servers; a secret
+    kv_redis: str | None = field(default=None, repr=False)  # the same, shared by servers; a secret
     kv_s3: str | None = None  # s3://bucket/prefix: the same
     prefix_cache: bool = True  # requests begin with the KV pages of those that began with the same tokens
 

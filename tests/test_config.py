@@ -75,3 +75,7 @@ def test_an_empty_key_and_a_wild_port_are_refused() -> None:
         ServerConfig(api_key="")
     with pytest.raises(ConfigError, match="port"):
         ServerConfig(port=65536)
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    assert "hunter2" not in repr(EngineConfig(kv_redis="redis://:hunter2@host"))

@@ -40,6 +40,12 @@ def place(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def with_prefix(url: str, prefix: str) -> str:
+    """The URL with another prefix: a part of the same Redis for a use of its own."""
+    query = dict(parse_qsl(urlsplit(url).query)) | {"prefix": prefix}
+    return f"{url.partition('?')[0]}?{urlencode(query)}"
+
+
 def has_password(url: str) -> bool:
     parts = urlsplit(url)
     return "@" in parts.netloc or any(name in ("password", "username") for name, _ in parse_qsl(parts.query))

@@ -99,7 +99,7 @@ def _run(engine: EngineConfig, server: ServerConfig, level: str, *, pull: bool, 
     bind(server).close()  # a taken port is said before anything is downloaded
     card = read_card(fetch(engine.model, accept_license=accept_license, pull=pull))
     typer.echo(f"Loading {engine.model} ({console.size(card.packed_bytes)}) ...", err=True)
-    run(engine, server, on_ready=lambda url, app: _ready(url, app, server, card), log_level=level)
+    run(engine, server, on_ready=lambda url, app: _ready(url, app, engine, server, card), log_level=level)
 
 
 def _level(name: str) -> str:
@@ -108,7 +108,7 @@ def _level(name: str) -> str:
     return name.lower()
 
 
-def _ready(url: str, app: Any, server: ServerConfig, card: ModelCard) -> None:
+def _ready(url: str, app: Any, config: EngineConfig, server: ServerConfig, card: ModelCard) -> None:
     """Says what is served, what it takes, and how to ask it something."""
     from sixfold.runtime.batch import PAGE_SIZE
 
@@ -128,6 +128,7 @@ def _ready(url: str, app: Any, server: ServerConfig, card: ModelCard) -> None:
             ("memory", f"{console.size(card.packed_bytes)} weights, up to "
                        f"{console.size(pages * executor.page_bytes)} KV in {executor.kv_format} "
                        f"({pages * PAGE_SIZE} tokens)"),
+            *_beyond_memory(config),
             ("compute", f"{executor.threads} threads, {executor.isa}"),
             ("access", "with the API key only" if server.api_key else "no API key"),
         ],
@@ -135,6 +136,17 @@ def _ready(url: str, app: Any, server: ServerConfig, card: ModelCard) -> None:
     chat = engine.chat_template is not None
     typer.echo(f"\nTry it:\n\n{curl(reach, state.names[0], chat=chat, key=server.api_key is not None)}\n")
     typer.echo(f"API: {reach}/docs   metrics: {reach}/metrics   Ctrl-C stops")
+
+
+def _beyond_memory(config: EngineConfig) -> list[tuple[str, str]]:
+    """Where cached prefixes are kept too, without what is secret."""
+    from sixfold.cache.redis import place
+
+    kept = []
+    if config.kv_disk is not None:
+        kept.append(f"{config.kv_disk} (at most {console.size(config.kv_disk_bytes)})")
+    kept += [place(url) for url in (config.kv_redis, config.kv_s3) if url is not None]
+    return [("KV beyond", ", ".join(kept))] if kept and config.prefix_cache else []
 
 
 def curl(url: str, name: str, *, chat: bool, key: bool) -> str:

@@ -134,7 +134,6 @@ class RedisPlace:
         """Cuts everybody's connections but ours: in the middle of an answer, for whoever waits for one."""
         self.client.client_kill_filter(_type="normal", skipme=True)
 
-
     def evicted(self) -> int:
         return int(self.client.info("stats")["evicted_keys"])
 

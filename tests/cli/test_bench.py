@@ -8,6 +8,7 @@ import pytest
 from sixfold.bench import server_process
 from sixfold.errors import ConfigError
 from sixfold.runtime import limits, products
+from tests.cache.redis_server import needs_redis, redis_server
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,15 @@ def test_kv(sixfold, sixfold_json, chat_model: str, tmp_path: Path) -> None:
     assert exact["share_of_f16"] == 1 and 0.5 < int8["share_of_f16"] < 0.7 and "perplexity" not in int8
     shown = sixfold("bench", "kv", chat_model, *shape).stdout
     assert "128 tokens" in shown and "history known" in shown and "history on disk" in shown and "int8" in shown
+
+
+@needs_redis
+def test_kv_from_redis(sixfold_json, chat_model: str, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        shape = ("--section", "tier", "--history", 100, "--new-tokens", 8, "--repeats", 1, "--kv-redis", server.url)
+        found = sixfold_json("bench", "kv", chat_model, *shape)
+        assert found["tier"]["fetched_tokens"] == found["tier_redis"]["fetched_tokens"] == 96
+        assert server.client().dbsize() == 0, "it is left as it was"
 
 
 def test_kv_formats_are_scored_on_a_text(sixfold_json, chat_model: str, tmp_path: Path) -> None:

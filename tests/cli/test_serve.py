@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -66,6 +67,19 @@ def test_the_prefix_cache_can_be_switched_off(chat_model: str, switch: tuple[str
         answers = [httpx.post(url, json={"prompt": [5] * 40, "max_tokens": 2}, timeout=20).json() for _ in range(2)]
     details = [answer["usage"]["prompt_tokens_details"] for answer in answers]
     assert details == ([None, None] if switch else [{"cached_tokens": 0}, {"cached_tokens": 39}])
+
+
+@pytest.mark.parametrize("url", ["redis://me:hunter2@host/0", "redis://host/0?password=hunter2"])
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(sixfold, url: str) -> None:
+    done = sixfold("serve", "no-such-model", "--kv-redis", url)
+    assert done.exit_code == 2 and "SIXFOLD_KV_REDIS" in done.output and "hunter2" not in done.output
+
+
+def test_where_kv_is_kept_is_said_without_secrets(chat_model: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SIXFOLD_KV_REDIS", "redis://me:hunter2@127.0.0.1:1/0?ttl=5")
+    with serving(chat_model, "--kv-disk", tmp_path / "kv") as (_, printed):
+        text = "".join(printed)
+    assert str(tmp_path / "kv")[:20] in text and "redis://127.0.0.1:1/0" in text and "hunter2" not in text
 
 
 def test_a_taken_port_is_said_at_once(sixfold) -> None:

@@ -6,6 +6,7 @@ Owns: its options and tables. Must not know: how anything is simulated (``cli/re
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ import typer
 
 from sixfold.cli import console
 from sixfold.cli.bench.output import Output, circumstances, finish
-from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, MaxModelLen, Model, Threads
+from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, KVRedis, MaxModelLen, Model, Threads
 
 if TYPE_CHECKING:
     from sixfold.config import EngineConfig
@@ -52,6 +53,7 @@ def kv(
     kv_format: KVFormat = None,
     threads: Threads = None,
     isa: Isa = None,
+    kv_redis: KVRedis = None,
     accept_license: AcceptLicense = False,
     json: Json = False,
     output: Output = None,
@@ -65,9 +67,10 @@ def kv(
     flags = {
         "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory, "kv_format": kv_format,
         "max_num_seqs": max_num_seqs,
-        "threads": threads, "isa": isa, "prefix_cache": True,
+        "threads": threads, "isa": isa, "prefix_cache": True, "kv_redis": kv_redis,
     }  # fmt: skip
     settings = config.load(config.EngineConfig, "engine", flags)
+    redis, settings = settings.kv_redis, dataclasses.replace(settings, kv_disk=None, kv_redis=None, kv_s3=None)
     fetch(settings.model, accept_license=accept_license)
     result = {"bench": "kv", **circumstances(model=settings.model, threads=threads, isa=isa), "seed": seed}
     if section in (None, "waste"):
@@ -75,7 +78,7 @@ def kv(
     if section in (None, "prefix"):
         result |= _prefix(settings, (history, new_tokens, repeats), (conversations, turns), seed)
     if section in (None, "tier"):
-        result["tier"] = _tier(settings, (history, new_tokens, min(repeats, 3)))
+        result |= _tiers(settings, redis, (history, new_tokens, min(repeats, 3)))
     if section in (None, "formats"):
         result["formats"] = _formats(settings, text, windows, ctx)
     if not finish(result, output, json):
@@ -84,8 +87,9 @@ def kv(
         _print_waste(result["waste"])
     if "prefix" in result:
         _print_prefix(result["prefix"])
-    if "tier" in result:
-        _print_tier(result["tier"])
+    for name, where in (("tier", "on disk"), ("tier_redis", "in Redis")):
+        if name in result:
+            _print_tier(result[name], where)
     if "formats" in result:
         _print_formats(result["formats"])
 
@@ -129,13 +133,27 @@ def _prefix(
     return {"threads": bench.threads, "isa": bench.isa, "prefix": {"first_token": first, "conversations": rate}}
 
 
+def _tiers(settings: EngineConfig, redis: str | None, history: tuple[int, int, int]) -> dict[str, Any]:
+    """After a restart: from a directory of its own, and from a Redis if there is one, which is left as it was."""
+    from sixfold.cache.redis import open_redis, with_prefix
+
+    with tempfile.TemporaryDirectory() as directory:
+        result = {"tier": _tier(dataclasses.replace(settings, kv_disk=directory), history)}
+    if redis is not None:
+        own = with_prefix(redis, f"sixfold-bench-{secrets.token_hex(8)}")
+        try:
+            result["tier_redis"] = _tier(dataclasses.replace(settings, kv_redis=own), history)
+        finally:
+            open_redis(own).clear()
+    return result
+
+
 def _tier(settings: EngineConfig, history: tuple[int, int, int]) -> dict[str, Any]:
     from sixfold.cli.reuse import after_restart
     from sixfold.cli.timing import Bench
 
-    with tempfile.TemporaryDirectory() as directory, console.steps("After a restart", history[2]) as report:
-        on_disk = dataclasses.replace(settings, kv_disk=directory)
-        return after_restart(lambda: Bench(on_disk), *history, report)
+    with console.steps("After a restart", history[2]) as report:
+        return after_restart(lambda: Bench(settings), *history, report)
 
 
 def _formats(settings: EngineConfig, text: Path | None, windows: int, ctx: int) -> list[dict[str, Any]]:
@@ -171,12 +189,12 @@ def _formats(settings: EngineConfig, text: Path | None, windows: int, ctx: int) 
     return results
 
 
-def _print_tier(found: dict[str, Any]) -> None:
+def _print_tier(found: dict[str, Any], where: str) -> None:
     console.facts(
-        f"\nThe same after a restart, with the history on disk, medians of {found['repeats']}",
+        f"\nThe same after a restart, with the history {where}, medians of {found['repeats']}",
         [
             ("all new", f"{found['ttft_without_ms']:.1f} ms"),
-            ("history on disk", f"{found['ttft_ms']:.1f} ms ({found['fetched_tokens']} tokens fetched)"),
+            (f"history {where}", f"{found['ttft_ms']:.1f} ms ({found['fetched_tokens']} tokens fetched)"),
             ("faster", f"{found['times_faster']:.1f} times"),
         ],
     )
