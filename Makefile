@@ -18,7 +18,7 @@ chat: $(VENV)/.installed
 	@$(BIN)/sixfold chat $(MODEL)
 
 test: $(VENV)/.dev
-	scripts/valgrind
+	scripts/test-tools
 	$(BIN)/sixfold pull smollm2
 	$(BIN)/python -m pytest $(ARGS)
 

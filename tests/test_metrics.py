@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from prometheus_client.parser import text_string_to_metric_families
 
+from sixfold.cache import TierCounts
 from sixfold.metrics import Histogram, Metrics
 from sixfold.types import FinishedStats, StepStats
 from tests.server.fake_engine import FakeEngine
@@ -112,6 +115,16 @@ def test_where_the_kv_memory_is() -> None:
     assert found["sixfold:kv_empty_slots"] == 3 and found["sixfold:kv_cache_waste_ratio"] == 0.015
     assert found["sixfold:kv_wasted_byte_seconds_total"] == 3 and found["sixfold:prefix_cache_evictions_total"] == 7
     assert found["sixfold:kv_allocated_byte_seconds_total"] == 200
+
+
+def test_each_tier_has_its_numbers() -> None:
+    tiers = {"disk": TierCounts(hits=3, entries=5, bytes=70), "redis": TierCounts(hits=4, failed=2)}
+    metrics = Metrics("m")
+    metrics.attach(lambda: dataclasses.replace(FakeEngine().stats(), tier=tiers, fetched_tokens=112))
+    found = samples(metrics)
+    assert (found["sixfold:kv_tier_hits_total/disk"], found["sixfold:kv_tier_hits_total/redis"]) == (3, 4)
+    assert found["sixfold:kv_tier_failed_total/redis"] == 2 and found["sixfold:kv_tier_bytes/disk"] == 70
+    assert found["sixfold:kv_tier_entries/disk"] == 5 and found["sixfold:kv_fetched_tokens_total"] == 112
 
 
 def test_every_step_is_counted_however_many_are_kept_back() -> None:

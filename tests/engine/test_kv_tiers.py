@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sixfold.cache import DiskCache, TierCounts, open_tier
 from sixfold.cache.tier import read_each
 from sixfold.engine.kv_tiers import SOON
-from sixfold.engine.transfer_speed import LEAST_TOKENS, PROBE, Speeds
+from sixfold.engine.transfer_speed import Speeds
 from sixfold.types import SamplingParams
 from tests.cache.redis_server import needs_redis, redis_server
 from tests.engine.test_core import alone, drain, same, step, submit
@@ -285,20 +285,6 @@ def test_an_idle_conversation_is_there_before_its_next_turn():
     assert core.prefixes.fetched_tokens - before <= 16
     assert not core.prefixes._mover.expects_something  # nothing is held on to
     core.close()
-
-
-def test_speeds_decide():
-    speeds = Speeds()
-    assert speeds.decide_to_fetch()
-    speeds.computed(LEAST_TOKENS - 1, 1.0)
-    assert speeds.computing is None  # such a step tells nothing
-    speeds.computed(160, 0.1)
-    assert speeds.computing == pytest.approx(0.01)
-    speeds.fetched(0.02)
-    assert sum(speeds.decide_to_fetch() for _ in range(2 * PROBE)) == 2  # to see whether it still is too slow
-    for _ in range(20):
-        speeds.fetched(0.001)
-    assert speeds.decide_to_fetch()
 
 
 @settings(max_examples=40, deadline=None)
