@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from sixfold.engine.prefix_tree import Entry
 
-SHARE = 0.02  # of the time, for storing while sequences run
+SHARE = 0.01  # of the time, for storing while sequences run
 UNKNOWN = 0.005  # seconds that storing a page takes while none was stored
 AT_ONCE = 16  # pages copied in one go while the engine rests
 

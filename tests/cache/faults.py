@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from redis.exceptions import ConnectionError, RedisError
+
 from sixfold.cache import CacheKey, DiskCache, Tier
 from sixfold.cache.frame import encode
 from sixfold.cache.layered import LayeredCache
@@ -122,13 +124,21 @@ class RedisPlace:
     def refuse(self, tier: Tier, key: CacheKey, payload: bytes) -> bool:
         """No memory, and nothing may be evicted."""
         with self._one_at_a_time:
-            self.client.config_set("maxmemory-policy", "noeviction")
-            self.client.config_set("maxmemory", 1)
+            self._set("maxmemory-policy", "noeviction")
+            self._set("maxmemory", 1)
             try:
                 return tier.put(key, payload)
             finally:
-                self.client.config_set("maxmemory", self._room)  # first, or all would be evicted
-                self.client.config_set("maxmemory-policy", "allkeys-random")
+                self._set("maxmemory", self._room)  # first, or all would be evicted
+                self._set("maxmemory-policy", "allkeys-random")
+
+    def _set(self, name: str, value: object) -> None:
+        """Although our connections are cut too, one that waits in the pool more than once."""
+        for _ in range(1000):
+            with contextlib.suppress(ConnectionError):
+                self.client.config_set(name, value)
+                return
+        raise AssertionError("the Redis under attack is gone")
 
     def fail(self) -> None:
         """Cuts everybody's connections but ours: in the middle of an answer, for whoever waits for one."""
@@ -281,8 +291,6 @@ class Attack:
         return self._done(lambda: self.place.remove(key_of(draw.randrange(KEYS)).digest))
 
     def _done(self, damage) -> str:
-        from redis.exceptions import RedisError
-
         try:
             damage()
         except (OSError, RedisError):

@@ -407,7 +407,7 @@ def test_what_has_ended_is_stored_slowly_while_others_run():
     core.prefixes._now = lambda: now[0]
     ask(core, "a", prompt_of(1))
     stored(core)
-    core.prefixes._mover.storing_seconds = 0.01  # a page in 0.5 seconds
+    core.prefixes._mover.storing_seconds = 0.005  # a page in 0.5 seconds
     core.prefixes._behind._next = 0.0
     before = len(tier.entries)
     submit(core, "b", prompt_of(2, 30), SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True))
@@ -415,7 +415,7 @@ def test_what_has_ended_is_stored_slowly_while_others_run():
     for _ in range(80):
         step(core, collectors)
         stored(core)
-        core.prefixes._mover.storing_seconds = 0.01
+        core.prefixes._mover.storing_seconds = 0.005
         now[0] += 0.025  # two seconds in all
     assert len(tier.entries) - before in (4, 5)
     core.close()
