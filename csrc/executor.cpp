@@ -6,8 +6,8 @@
 
 namespace sixfold {
 Executor::Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages,
-                   const std::vector<KvFormat>& kv_formats)
-    : step_(read_plan(bytes), choose_kernels(isa), threads, max_tokens, pages, kv_formats),
+                   const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres)
+    : step_(read_plan(bytes), choose_kernels(isa), threads, max_tokens, pages, kv_formats, key_centres),
       watch_(step_.plan.body.size(), step_.plan.head.size()),
       body_(step_, 0, threads, watch_),
       head_(step_, 1, threads, watch_),
@@ -52,6 +52,30 @@ void Executor::each(int count, const std::function<void(int)>& task) {
   rows_.begin(count, task);
   team_.run(rows_);
   rows_.rethrow();
+}
+
+void Executor::key_means(std::span<const std::int32_t> pages, int tokens, std::span<float> out) {
+  const Header& h = header();
+  const int d = static_cast<int>(h.head_size);
+  if (tokens < 2 || static_cast<std::size_t>(tokens) > pages.size() * kPageTokens)
+    throw std::invalid_argument("key means need at least two tokens, and pages for all");
+  if (out.size() != std::size_t{h.layers} * h.kv_heads * h.head_size)
+    throw std::invalid_argument("key means: the output has the wrong size");
+  for (std::int32_t page : pages) this->page(page);  // throws if it is not in the pool
+  std::fill(out.begin(), out.end(), 0.0f);
+  std::vector<float> key(d);
+  for (const OpRecord& op : step_.plan.body) {
+    if (op.kind != OpKind::kQkv) continue;
+    if (step_.layout.format(op.layer) != KvFormat::kF16) throw std::invalid_argument("key means need float16 pages");
+    for (int head = 0; head < static_cast<int>(h.kv_heads); ++head) {
+      float* mean = out.data() + (static_cast<std::size_t>(op.layer) * h.kv_heads + head) * d;
+      for (int token = 1; token < tokens; ++token) {
+        read_f16_key(step_.kv(pages[token / kPageTokens], op.layer, head), d, token % kPageTokens, key.data());
+        step_.centres.add_unrotated(op.layer, token, key.data(), mean);
+      }
+      for (int i = 0; i < d; ++i) mean[i] /= static_cast<float>(tokens - 1);
+    }
+  }
 }
 
 std::span<std::uint8_t> Executor::page(int index) {

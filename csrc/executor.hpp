@@ -44,10 +44,10 @@ class Executor {
  public:
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
-  // `bytes` is the plan file and must outlive the executor. `kv_formats`: one for all layers, or one a layer. Throws
-  // std::invalid_argument.
+  // `bytes` is the plan file and must outlive the executor. `kv_formats`: one for all layers, or one a layer.
+  // `key_centres`: [layers][kv_heads][head_size] for int4 (kv_centre.hpp), or empty. Throws std::invalid_argument.
   Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages,
-           const std::vector<KvFormat>& kv_formats);
+           const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres);
 
   // tokens [T] of all sequences; starts, counts [S]; pages, page_offsets [S + 1]: each sequence's KV pages.
   void forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
@@ -58,6 +58,11 @@ class Executor {
   // The bytes of a page, in this build's layout.
   std::span<std::uint8_t> page(int index);
   void copy_pages(std::span<const std::int32_t> sources, std::span<const std::int32_t> targets);
+
+  // The means of the keys at positions [1, tokens) of the sequence that has these pages, without rope:
+  // out [layers][kv_heads][head_size]. All pages must be float16. The first token is left out: its keys are like no
+  // others (attention sinks, Xiao et al. 2024).
+  void key_means(std::span<const std::int32_t> pages, int tokens, std::span<float> out);
 
   // Calls task(i) for i in [0, count), on all threads; rethrows what one of the calls throws.
   void each(int count, const std::function<void(int)>& task);

@@ -46,6 +46,9 @@ struct Activations {
 using MatmulTile = void (*)(const std::uint8_t* tile, int padded_columns, const Activations& x, int row, int rows,
                             float* y, int ldy);
 
+// What kernels try when they quantise to 4 bits: the largest code as parts of the largest value.
+constexpr float kInt4Ranges[] = {1.0f, 0.93f, 0.86f, 0.8f, 0.74f, 0.68f, 0.62f};
+
 constexpr int kSoftmaxKeys = 128;  // keys of one run of the online softmax; runs lie at multiples of it
 constexpr int kMaxAttentionRows = 1024;
 
@@ -68,13 +71,17 @@ struct AttentionJob {
   float* weight;
   float* max;
   float* scratch;  // attention_scratch() floats
+  // Scores are more by centre . phases for all keys of a page (kv_centre.hpp); null: they are not. Laid out as `q` is;
+  // phases of page p: [p / 16][head_size][16].
+  const float* centre;
+  const float* phases;
   // Whether `scratch` is as a job of the same queries left it, whose preparation need not be repeated then.
   bool prepared;
 };
 
 // Floats of working memory that an attention job of `rows` query rows needs.
 constexpr std::size_t attention_scratch(std::size_t rows, std::size_t head_size) {
-  return rows * (head_size + kSoftmaxKeys) + head_size * (kPageTokens + kSoftmaxKeys);
+  return rows * (head_size + kSoftmaxKeys + 2 + kPageTokens) + head_size * (kPageTokens + kSoftmaxKeys);
 }
 
 // A softmax sum that may be one of several: sum [n] of exp(s - max) v, weight of exp(s - max).
@@ -93,17 +100,25 @@ struct Kernels {
   void (*gate)(Activation activation, const float* gate, const float* up, int n, float* out);
   // Rotates pairs (i, i + half) of x by cos[i], sin[i] (RoFormer, in the "rotate half" order).
   void (*rope)(float* x, const float* cosine, const float* sine, int half);
+  // Multiplies n values, a multiple of 16, by a Hadamard matrix, scaled to keep lengths, in blocks of the largest power
+  // of two that divides n; twice gives the values back. Products of queries with keys stay what they are, but what a
+  // few large elements of a key held is spread over all, so that one scale fits them (QuaRot, Ashkboos et al. 2024).
+  void (*rotate_head)(float* x, int n);
   // Rounds to nearest even; values beyond float16 (and NaN) become the largest finite one, so that no stale or broken
   // row can turn a masked product into NaN. y[i * stride].
   void (*to_f16)(const float* x, int n, std::uint16_t* y, int stride);
   // Quantises n values to |q| <= 127 and returns the float16 scale, which is finite whatever x holds.
   std::uint16_t (*to_int8)(const float* x, int n, std::int8_t* q);
+  // Quantises n values to codes of 0 to 15, which stand for scale * (code - 7.5), and returns the float16 scale, finite
+  // as well. Of several ranges, which clip more or less, the one of the least squared error.
+  std::uint16_t (*to_int4)(const float* x, int n, std::int8_t* codes);
   // Over float16 pages.
   void (*attention)(const AttentionJob& job);
   // The same in float32 throughout, for models whose weights are floats: those do not round activations either.
   void (*float_attention)(const AttentionJob& job);
-  // Over int8 pages.
+  // Over pages of integers.
   void (*int8_attention)(const AttentionJob& job);
+  void (*int4_attention)(const AttentionJob& job);
   // Joins two partial sums over n values, n a multiple of 16; both have seen a key.
   void (*fold)(const PartialSum& into, const PartialSum& other, int n);
 };

@@ -1,14 +1,16 @@
 #include "kv_page.hpp"
 
-#include <cmath>
 #include <stdexcept>
 
+#include "half.hpp"
 #include "kernels.hpp"
 
 namespace sixfold {
 namespace {
 
 std::uint16_t* halves(std::uint8_t* at) { return reinterpret_cast<std::uint16_t*>(at); }
+
+std::uint8_t two_codes(int low, int high) { return static_cast<std::uint8_t>(low | high << 4); }
 
 }  // namespace
 
@@ -20,32 +22,35 @@ KvLayout::KvLayout(const Header& header, const std::vector<KvFormat>& formats) :
     if (static_cast<std::uint32_t>(format) >= kKvFormats) throw std::invalid_argument("unknown KV format");
     formats_.push_back(format);
     offsets_.push_back(page_bytes_);
+    if (format == KvFormat::kInt4 && head_size_ % kInt4Block != 0)
+      throw std::invalid_argument("int4 KV needs a head size that is a multiple of 32");
     page_bytes_ += header.kv_heads * kv_head_bytes(format, head_size_);
   }
 }
 
-void rotate_head(float* values, int head_size) {
-  const int block = head_size & -head_size;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(block));
-  for (int half = 1; half < block; half *= 2)
-    for (int first = 0; first < head_size; first += 2 * half)
-      for (int i = first; i < first + half; ++i) {
-        const float a = values[i], b = values[i + half];
-        values[i] = a + b;
-        values[i + half] = a - b;
-      }
-  for (int i = 0; i < head_size; ++i) values[i] *= scale;
+void read_f16_key(const std::uint8_t* page, int head_size, int token, float* key) {
+  const auto* keys = reinterpret_cast<const std::uint16_t*>(page);
+  for (int i = 0; i < head_size; ++i) key[i] = f16_to_f32(keys[i * kPageTokens + token]);
 }
 
 void write_key(const Kernels& kernels, KvFormat format, int head_size, int token, const float* key,
                std::uint8_t* page) {
   if (format == KvFormat::kF16) return kernels.to_f16(key, head_size, halves(page) + token, kPageTokens);
+  std::uint16_t& scale = halves(page + IntegerPage(format, head_size).key_scales())[token];
   std::int8_t q[kMaxHeadSize];
-  halves(page + Int8Page(head_size).key_scales())[token] = kernels.to_int8(key, head_size, q);
-  std::int8_t* to = reinterpret_cast<std::int8_t*>(page) + 2 * token;
-  for (int i = 0; i < head_size; i += 2, to += 2 * kPageTokens) {
-    to[0] = q[i];
-    to[1] = q[i + 1];
+  std::uint8_t* to = page + 2 * token;
+  if (format == KvFormat::kInt8) {
+    scale = kernels.to_int8(key, head_size, q);
+    for (int i = 0; i < head_size; i += 2, to += 2 * kPageTokens) {
+      to[0] = static_cast<std::uint8_t>(q[i]);
+      to[1] = static_cast<std::uint8_t>(q[i + 1]);
+    }
+    return;
+  }
+  scale = kernels.to_int4(key, head_size, q);
+  for (int i = 0; i < head_size; i += 4, to += 2 * kPageTokens) {
+    to[0] = two_codes(q[i], q[i + 2]);
+    to[1] = two_codes(q[i + 1], q[i + 3]);
   }
 }
 
@@ -53,11 +58,19 @@ void write_value(const Kernels& kernels, KvFormat format, int head_size, int tok
                  std::uint8_t* page) {
   if (format == KvFormat::kF16)
     return kernels.to_f16(value, head_size, halves(page) + (kPageTokens + token) * head_size, 1);
-  const Int8Page layout(head_size);
+  const IntegerPage layout(format, head_size);
+  std::uint16_t& scale = halves(page + layout.value_scales())[token];
   std::int8_t q[kMaxHeadSize];
-  halves(page + layout.value_scales())[token] = kernels.to_int8(value, head_size, q);
-  std::int8_t* to = reinterpret_cast<std::int8_t*>(page + layout.values()) + token / 2 * 2 * head_size + token % 2;
-  for (int i = 0; i < head_size; ++i) to[2 * i] = q[i];
+  const std::size_t pair_bytes = 2 * head_size * kv_bits(format) / 8;
+  std::uint8_t* to = page + layout.values() + token / 2 * pair_bytes + token % 2;
+  if (format == KvFormat::kInt8) {
+    scale = kernels.to_int8(value, head_size, q);
+    for (int i = 0; i < head_size; ++i) to[2 * i] = static_cast<std::uint8_t>(q[i]);
+    return;
+  }
+  scale = kernels.to_int4(value, head_size, q);
+  for (int i = 0; i < head_size; i += 2 * kPageTokens)
+    for (int k = i; k < i + kPageTokens; ++k, to += 2) *to = two_codes(q[k], q[k + kPageTokens]);
 }
 
 }  // namespace sixfold

@@ -80,6 +80,7 @@ class Runner {
     const int which = head < queries ? 0 : head < queries + kv ? 1 : 2;
     const int in_kind = which == 0 ? head : (head - queries) % kv;
     const Matrix& w = s_.plan.matrices[op_.matrix[which]];
+    const KvFormat format = s_.layout.format(op_.layer);
     for (int tile = 0; tile < d / kTileColumns; ++tile)
       matmul(op_.matrix[which])(w.tile(in_kind * (d / kTileColumns) + tile), w.padded_columns, in_.normed.view(),
                                 rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
@@ -89,7 +90,8 @@ class Runner {
         for (int i = 0; i < d; ++i) values[i] += vector(op_.bias[which])[in_kind * d + i];
       if (which < 2 && op_.norm[which] >= 0) k_.rms_norm(values, vector(op_.norm[which]), op_.epsilon, d, values);
       if (which < 2) rotate(values, row);
-      if (which < 2 && rotates(s_.layout.format(op_.layer))) rotate_head(values, d);
+      if (which < 2 && s_.centres.has(op_.layer)) centre(values, row, in_kind, which == 1);
+      if (which < 2 ? rotates_keys(format) : rotates_values(format)) k_.rotate_head(values, d);
       if (which == 0)
         store_query(values, row, in_kind);
       else
@@ -105,6 +107,10 @@ class Runner {
     AttentionJob job{};
     job.q = s_.q.data() + static_cast<std::size_t>(task.row) * s_.query_width + task.kv_head * group * d;
     job.q_stride = s_.query_width;
+    if (s_.centres.has(op_.layer)) {
+      job.centre = s_.centre.data() + (job.q - s_.q.data());
+      job.phases = s_.centres.phases(op_.layer, 0);
+    }
     job.tokens = task.tokens;
     job.group = group;
     job.head_size = d;
@@ -140,6 +146,7 @@ class Runner {
   void merge(Range rows) {
     const Header& h = s_.plan.header;
     const int d = static_cast<int>(h.head_size);
+    const bool rotated = rotates_values(s_.layout.format(op_.layer));
     std::fill_n(scratch_, s_.query_width, 0.0f);
     for (int row = rows.begin; row < rows.end; ++row) {
       for (int head = 0; head < static_cast<int>(h.query_heads); ++head) {
@@ -148,6 +155,7 @@ class Runner {
         for (int slot = 0; slot < s_.slot_count[row]; ++slot) fold(all, this->slot(row, slot, head));
         const float inverse = 1.0f / weight;
         for (int i = 0; i < d; ++i) all.sum[i] *= inverse;
+        if (rotated) k_.rotate_head(all.sum, d);
       }
       in_.attended.emit(k_, row, scratch_, op_.emit);
     }
@@ -215,6 +223,16 @@ class Runner {
     const int n = s_.rope_width(op_.rope);
     const std::size_t at = static_cast<std::size_t>(row) * n;
     k_.rope(values, s_.cosine[op_.rope].data() + at, s_.sine[op_.rope].data() + at, n);
+  }
+
+  // A key becomes its difference from its page's centre; of a query what gives that back is noted.
+  void centre(float* values, int row, int head, bool key) {
+    const Header& h = s_.plan.header;
+    const int d = static_cast<int>(h.head_size), group = static_cast<int>(h.query_heads / h.kv_heads);
+    if (key) return s_.centres.subtract(op_.layer, head, s_.positions[row] / kPageTokens, values);
+    float* z = s_.centre.data() + static_cast<std::size_t>(row) * s_.query_width + head * d;
+    s_.centres.weigh(op_.layer, head / group, values, z);
+    for (int i = 0; i < d; ++i) z[i] *= op_.scale;
   }
 
   void store_query(const float* values, int row, int head) {

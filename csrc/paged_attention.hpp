@@ -144,22 +144,7 @@ class PagedAttention : SoftmaxRuns<V> {
     if (copies_)
       for (int i = 0; i < run.count; ++i)
         copy(halves(run.pages[i]) + d_ * kPageTokens, kPageTokens, d_, values_ + i * d_ * kPageTokens / kStep);
-    int row = 0;
-    for (; row + V::kSumRows <= rows_; row += V::kSumRows) sum_rows<V::kSumRows>(run, row, factors);
-    switch (rows_ - row) {
-      case 5:
-        return sum_rows<5>(run, row, factors);
-      case 4:
-        return sum_rows<4>(run, row, factors);
-      case 3:
-        return sum_rows<3>(run, row, factors);
-      case 2:
-        return sum_rows<2>(run, row, factors);
-      case 1:
-        return sum_rows<1>(run, row, factors);
-      default:
-        return;
-    }
+    this->for_sum_groups([&](int row, auto r) { this->template sum_rows<r>(run, row, factors); });
   }
 
   template <int R>

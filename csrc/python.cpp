@@ -71,8 +71,10 @@ std::vector<std::int32_t> ids_of(nb::handle iterable) {
 std::vector<sixfold::KvFormat> formats_of(const std::vector<std::string>& names) {
   std::vector<sixfold::KvFormat> formats;
   for (const std::string& name : names) {
-    require(name == "f16" || name == "int8", "a KV format is f16 or int8");
-    formats.push_back(name == "f16" ? sixfold::KvFormat::kF16 : sixfold::KvFormat::kInt8);
+    require(name == "f16" || name == "int8" || name == "int4", "a KV format is f16, int8 or int4");
+    formats.push_back(name == "f16"    ? sixfold::KvFormat::kF16
+                      : name == "int8" ? sixfold::KvFormat::kInt8
+                                       : sixfold::KvFormat::kInt4);
   }
   return formats;
 }
@@ -251,14 +253,21 @@ void bind_executor(nb::module_& module) {
       .def(
           "__init__",
           [](Executor* self, Bytes plan, const std::string& isa, int threads, int max_tokens, int pages,
-             const std::vector<std::string>& kv_formats) {
+             const std::vector<std::string>& kv_formats, Floats key_centres) {
             require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
             require(max_tokens >= 1 && max_tokens <= 1 << 17, "max_tokens must be 1 to 131072");
             require(pages >= 1, "pages must be at least 1");
-            new (self) Executor(span(plan), isa.c_str(), threads, max_tokens, pages, formats_of(kv_formats));
+            new (self) Executor(span(plan), isa.c_str(), threads, max_tokens, pages, formats_of(kv_formats),
+                                span(key_centres));
           },
           nb::arg("plan"), nb::arg("isa"), nb::arg("threads"), nb::arg("max_tokens"), nb::arg("pages"),
-          nb::arg("kv_formats"), nb::keep_alive<1, 2>())
+          nb::arg("kv_formats"), nb::arg("key_centres"), nb::keep_alive<1, 2>())
+      .def(
+          "key_means",
+          [](Executor& self, Ints pages, int tokens, OutRow out) {
+            self.key_means(span(pages), tokens, {out.data(), out.size()});
+          },
+          nb::arg("pages"), nb::arg("tokens"), nb::arg("out"))
       .def(
           "forward",
           [](Executor& self, Ints tokens, Ints starts, Ints counts, Ints pages, Ints page_offsets) {
@@ -416,6 +425,7 @@ void bind_kernels(nb::module_& module) {
         const Kernels& kernels = choose_kernels(isa.c_str());
         const int pages = (keys + kPageTokens - 1) / kPageTokens;
         const KvFormat kv_format = formats_of({format})[0];
+        require(kv_format != KvFormat::kInt4 || d % kInt4Block == 0, "int4 needs a head size of 32 n");
         const std::size_t stride = kv_head_bytes(kv_format, d);
         Buffer<std::uint8_t> pool(stride * pages);
         std::vector<std::int32_t> table(pages);
@@ -446,7 +456,9 @@ void bind_kernels(nb::module_& module) {
         job.weight = weight.data();
         job.max = max.data();
         job.scratch = scratch.data();
-        (kv_format == KvFormat::kInt8 ? kernels.int8_attention : kernels.attention)(job);
+        using Attention = void (*)(const AttentionJob&);
+        const Attention attention[] = {kernels.attention, kernels.int8_attention, kernels.int4_attention};
+        attention[static_cast<int>(kv_format)](job);
         for (int r = 0; r < rows; ++r)
           for (int i = 0; i < d; ++i) out.data()[static_cast<std::size_t>(r) * d + i] /= weight[r];
       },

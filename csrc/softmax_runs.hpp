@@ -67,6 +67,28 @@ class SoftmaxRuns {
     take(Count<1>{});
   }
 
+  // The same for groups whose values are summed at once.
+  template <typename F>
+  void for_sum_groups(F f) const {
+    static_assert(V::kSumRows == 6);
+    int row = 0;
+    for (; row + 6 <= rows_; row += 6) f(row, Count<6>{});
+    switch (rows_ - row) {
+      case 5:
+        return f(row, Count<5>{});
+      case 4:
+        return f(row, Count<4>{});
+      case 3:
+        return f(row, Count<3>{});
+      case 2:
+        return f(row, Count<2>{});
+      case 1:
+        return f(row, Count<1>{});
+      default:
+        return;
+    }
+  }
+
   Run pages_of(int start) const {
     Run run{};
     run.start = start;

@@ -82,7 +82,7 @@ ZeroedMemory::~ZeroedMemory() {
 }
 
 Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, int pages,
-           const std::vector<KvFormat>& kv_formats)
+           const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres)
     : plan(std::move(plan_)),
       kernels(kernels_),
       max_tokens(max_tokens_),
@@ -90,9 +90,11 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
       hidden_width(padded(plan.header.hidden)),
       query_width(padded(plan.header.query_heads * plan.header.head_size)),
       layout(plan.header, kv_formats),
+      centres(plan, layout, key_centres),
       x(static_cast<std::size_t>(max_tokens) * hidden_width),
       y(static_cast<std::size_t>(max_tokens) * hidden_width),
       q(static_cast<std::size_t>(max_tokens) * query_width),
+      centre(centres.any() ? static_cast<std::size_t>(max_tokens) * query_width : 0),
       shared(plan.header, max_tokens),
       gated(max_tokens, static_cast<int>(plan.header.intermediate)),
       logits_width(static_cast<int>(round_up(plan.header.vocabulary, kTileColumns))) {
@@ -118,6 +120,7 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
     matmuls.push_back(matrix.record.vector ? nullptr : kernels.matmul(matrix.record));
   attention[static_cast<int>(KvFormat::kF16)] = kernels.attention;
   attention[static_cast<int>(KvFormat::kInt8)] = kernels.int8_attention;
+  attention[static_cast<int>(KvFormat::kInt4)] = kernels.int4_attention;
   for (const OpRecord& op : plan.body)
     if (op.kind == OpKind::kMerge && op.emit != kEmitInt8)
       attention[static_cast<int>(KvFormat::kF16)] = kernels.float_attention;
@@ -151,6 +154,7 @@ void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::
     require(counts[i] > 0 && starts[i] >= 0 && starts[i] <= (1 << 28), "a sequence has no tokens or a bad start");
     require(page_offsets[i] >= 0 && page_offsets[i] <= page_offsets[i + 1], "page offsets are not in order");
     const int held = (page_offsets[i + 1] - page_offsets[i]) * kPageTokens;
+    centres.reach(page_offsets[i + 1] - page_offsets[i]);
     require(starts[i] + counts[i] <= held, "a sequence has fewer pages than tokens");
     require(first_row + static_cast<std::size_t>(counts[i]) <= tokens.size(), "counts exceed the tokens");
     sequences.push_back({first_row, counts[i], starts[i], page_table.data() + page_offsets[i]});

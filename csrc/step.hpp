@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "kv_centre.hpp"
 #include "kv_page.hpp"
 #include "plan.hpp"
 
@@ -96,7 +97,7 @@ constexpr int kOwnRows = 64;
 
 struct Step {
   Step(Plan plan, const Kernels& kernels, int threads, int max_tokens, int pages,
-       const std::vector<KvFormat>& kv_formats);
+       const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres);
 
   // Describes the rows of the next body run; throws std::invalid_argument when it does not fit.
   void describe(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
@@ -116,9 +117,11 @@ struct Step {
   int max_tokens, page_count;
   int hidden_width, query_width;  // padded to kBlock
   KvLayout layout;
+  KvCentres centres;
 
   Buffer<float> x, y;                       // [rows, hidden_width]: residual stream, projection before its norm
   Buffer<float> q;                          // [rows, query_width]
+  Buffer<float> centre;                     // [rows, query_width]: z of kv_centre.hpp, if keys have centres
   std::vector<Buffer<float>> cosine, sine;  // a rope table: [rows, head_size / 2]
   Inputs shared;
   std::vector<Inputs> own;  // one a worker, for kOwnRows rows

@@ -55,7 +55,9 @@ class Executor:
         max_tokens: int,
         pages: int,
         kv_formats: Sequence[str],
+        key_centres: NDArray[np.float32],
     ) -> None: ...
+    def key_means(self, pages: NDArray[np.int32], tokens: int, out: NDArray[np.float32]) -> None: ...
     def forward(
         self,
         tokens: NDArray[np.int32],

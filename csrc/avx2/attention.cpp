@@ -1,7 +1,7 @@
-// AVX2 attention over pages: the operations that paged_attention.hpp and int8_attention.hpp are written in.
+// AVX2 attention over pages: the operations that paged_attention.hpp and integer_attention.hpp are written in.
 #include <immintrin.h>
 
-#include "../int8_attention.hpp"
+#include "../integer_attention.hpp"
 #include "../paged_attention.hpp"
 #include "math.hpp"
 
@@ -50,8 +50,13 @@ struct IntVector : Vector {
   using I = __m256i;
   static T load_f16(const std::uint16_t* p) { return ::load_f16(p); }
   static I no_sum() { return _mm256_setzero_si256(); }
-  static I extend(const std::int8_t* p) {
+  static I extend(const std::uint8_t* p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static void halves(const std::uint8_t* p, I& low, I& high) {
+    const I words = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    low = _mm256_and_si256(words, _mm256_set1_epi16(15));
+    high = _mm256_srli_epi16(words, 4);
   }
   static I pair(const std::uint32_t* p) { return _mm256_set1_epi32(static_cast<int>(*p)); }
   static void add_products(I& sum, I a, I b) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
@@ -67,5 +72,6 @@ struct IntVector : Vector {
 
 void attention(const AttentionJob& job) { PagedAttention<Vector>(job).run(); }
 void int8_attention(const AttentionJob& job) { Int8Attention<IntVector>(job).run(); }
+void int4_attention(const AttentionJob& job) { Int4Attention<IntVector>(job).run(); }
 
 }  // namespace sixfold::avx2

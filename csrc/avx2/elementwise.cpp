@@ -1,6 +1,7 @@
 // AVX2 norms, activations, rope, quantisation and the table of this instruction set.
 #include <immintrin.h>
 
+#include <climits>
 #include <cmath>
 
 #include "../kernels.hpp"
@@ -12,6 +13,7 @@ namespace avx2 {
 MatmulTile matmul(const MatrixRecord& record);
 void attention(const AttentionJob& job);
 void int8_attention(const AttentionJob& job);
+void int4_attention(const AttentionJob& job);
 
 namespace {
 
@@ -103,6 +105,29 @@ void rope(float* x, const float* cosine, const float* sine, int half) {
   }
 }
 
+// Halves of 1, 2 and 4 within a register, the others between registers.
+void rotate_head(float* x, int n) {
+  const int block = n & -n;
+  const __m256 scale = _mm256_set1_ps(1.0f / std::sqrt(static_cast<float>(block)));
+  const __m256 one = _mm256_castsi256_ps(_mm256_setr_epi32(0, INT_MIN, 0, INT_MIN, 0, INT_MIN, 0, INT_MIN));
+  const __m256 two = _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, INT_MIN, INT_MIN, 0, 0, INT_MIN, INT_MIN));
+  const __m256 four = _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, 0, 0, INT_MIN, INT_MIN, INT_MIN, INT_MIN));
+  for (int i = 0; i < n; i += 8) {
+    __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + i), scale);
+    v = _mm256_add_ps(_mm256_permute_ps(v, 0xb1), _mm256_xor_ps(v, one));
+    v = _mm256_add_ps(_mm256_permute_ps(v, 0x4e), _mm256_xor_ps(v, two));
+    v = _mm256_add_ps(_mm256_permute2f128_ps(v, v, 1), _mm256_xor_ps(v, four));
+    _mm256_storeu_ps(x + i, v);
+  }
+  for (int half = 8; half < block; half *= 2)
+    for (int first = 0; first < n; first += 2 * half)
+      for (int i = first; i < first + half; i += 8) {
+        const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + half);
+        _mm256_storeu_ps(x + i, _mm256_add_ps(a, b));
+        _mm256_storeu_ps(x + i + half, _mm256_sub_ps(a, b));
+      }
+}
+
 void to_f16(const float* x, int n, std::uint16_t* y, int stride) {
   const __m256 top = _mm256_set1_ps(65504.0f), bottom = _mm256_set1_ps(-65504.0f);
   alignas(16) std::uint16_t halves[8];
@@ -140,6 +165,42 @@ std::uint16_t to_int8(const float* x, int n, std::int8_t* q) {
   return half;
 }
 
+// See the scalar one.
+std::uint16_t to_int4(const float* x, int n, std::int8_t* codes) {
+  const __m256 limit = _mm256_set1_ps(65504.0f), low = _mm256_set1_ps(-65504.0f);
+  const auto value = [&](int i) { return _mm256_max_ps(_mm256_min_ps(_mm256_loadu_ps(x + i), limit), low); };
+  __m256 top = _mm256_setzero_ps();
+  for (int i = 0; i < n; i += 8) top = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), value(i)), top);
+  const float peak = horizontal_max(top);
+  const auto code = [&](int i, __m256 inverse) {
+    const __m256 scaled = _mm256_fmadd_ps(value(i), inverse, _mm256_set1_ps(8.0f));
+    const __m256 clipped = _mm256_max_ps(_mm256_min_ps(scaled, _mm256_set1_ps(15.0f)), _mm256_setzero_ps());
+    return _mm256_cvttps_epi32(clipped);
+  };
+  float best = -1, scale = 0, inverse = 0;
+  for (const float range : kInt4Ranges) {
+    const float tried = peak > 0 ? 7.5f / (peak * range) : 0.0f;
+    __m256 xq = _mm256_setzero_ps(), qq = _mm256_setzero_ps();
+    for (int i = 0; i < n; i += 8) {
+      const __m256 q = _mm256_sub_ps(_mm256_cvtepi32_ps(code(i, _mm256_set1_ps(tried))), _mm256_set1_ps(7.5f));
+      xq = _mm256_fmadd_ps(value(i), q, xq);
+      qq = _mm256_fmadd_ps(q, q, qq);
+    }
+    const float along = horizontal_sum(xq), square = horizontal_sum(qq);
+    if (along * along / square <= best) continue;
+    best = along * along / square;
+    scale = along / square;
+    inverse = tried;
+  }
+  for (int i = 0; i < n; i += 16) {  // packs work within lanes of 128 bits: put the quarters in order
+    const __m256 by = _mm256_set1_ps(inverse);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(code(i, by), code(i + 8, by)), 0xd8);
+    const __m128i packed = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), packed);
+  }
+  return static_cast<std::uint16_t>(_cvtss_sh(scale, _MM_FROUND_TO_NEAREST_INT));
+}
+
 void fold(const PartialSum& into, const PartialSum& other, int n) {
   const float max = *into.max > *other.max ? *into.max : *other.max;
   // both factors by one exp: lane 0 and lane 1
@@ -159,9 +220,10 @@ void fold(const PartialSum& into, const PartialSum& other, int n) {
 }  // namespace avx2
 
 const Kernels& avx2_kernels() {
-  static const Kernels table{"avx2",          avx2::matmul,    avx2::rms_norm,       avx2::quantize,
-                             avx2::gate,      avx2::rope,      avx2::to_f16,         avx2::to_int8,
-                             avx2::attention, avx2::attention, avx2::int8_attention, avx2::fold};
+  static const Kernels table{
+      "avx2",          avx2::matmul,      avx2::rms_norm,       avx2::quantize,       avx2::gate,
+      avx2::rope,      avx2::rotate_head, avx2::to_f16,         avx2::to_int8,        avx2::to_int4,
+      avx2::attention, avx2::attention,   avx2::int8_attention, avx2::int4_attention, avx2::fold};
   return table;
 }
 

@@ -1,6 +1,6 @@
 // AVX-512 attention over pages, in float32 and in integers (VNNI): the operations that paged_attention.hpp and
-// int8_attention.hpp are written in.
-#include "../int8_attention.hpp"
+// integer_attention.hpp are written in.
+#include "../integer_attention.hpp"
 #include "../paged_attention.hpp"
 #include "vector.hpp"
 
@@ -23,9 +23,15 @@ struct IntVector : FloatVector {
   using I = __m512i;
   static void store_probabilities(float* row, int key, T x) { store(row + key, x); }
   static T load_f16(const std::uint16_t* p) { return ::load_f16(p); }
+  static T multiply_add(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
   static I no_sum() { return _mm512_setzero_si512(); }
-  static I extend(const std::int8_t* p) {
+  static I extend(const std::uint8_t* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static void halves(const std::uint8_t* p, I& low, I& high) {
+    const I words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    low = _mm512_and_si512(words, _mm512_set1_epi16(15));
+    high = _mm512_srli_epi16(words, 4);
   }
   // Assembly, since GCC 12 passes sums of this builtin through memory.
   static const std::uint32_t* pair(const std::uint32_t* p) { return p; }
@@ -42,5 +48,6 @@ struct IntVector : FloatVector {
 
 void attention(const AttentionJob& job) { PagedAttention<Vector>(job).run(); }
 void int8_attention(const AttentionJob& job) { Int8Attention<IntVector>(job).run(); }
+void int4_attention(const AttentionJob& job) { Int4Attention<IntVector>(job).run(); }
 
 }  // namespace sixfold::avx512

@@ -12,6 +12,7 @@ namespace avx512 {
 MatmulTile matmul(const MatrixRecord& record);
 void attention(const AttentionJob& job);
 void int8_attention(const AttentionJob& job);
+void int4_attention(const AttentionJob& job);
 
 namespace {
 
@@ -96,7 +97,7 @@ void fold(const PartialSum& into, const PartialSum& other, int n) {
 
 const Kernels& avx512_kernels() {
   static const Kernels table = [] {
-    Kernels kernels = avx2_kernels();  // what is not worth a wider twin: rope, to_f16, to_int8
+    Kernels kernels = avx2_kernels();  // what is not worth a wider twin: rope, to_f16, to_int8, to_int4
     kernels.name = "avx512";
     kernels.matmul = avx512::matmul;
     kernels.rms_norm = avx512::rms_norm;
@@ -104,6 +105,7 @@ const Kernels& avx512_kernels() {
     kernels.gate = avx512::gate;
     kernels.attention = kernels.float_attention = avx512::attention;
     kernels.int8_attention = avx512::int8_attention;
+    kernels.int4_attention = avx512::int4_attention;
     kernels.fold = avx512::fold;
     return kernels;
   }();

@@ -5,6 +5,7 @@
 
 #include "../half.hpp"
 #include "../kernels.hpp"
+#include "../kv_centre.hpp"
 #include "../kv_page.hpp"
 
 namespace sixfold::scalar {
@@ -12,10 +13,11 @@ namespace sixfold::scalar {
 namespace {
 
 // Folds the 16 keys of one page into row state (sum, weight, max). [low, high) are the visible keys of the page,
-// `page` its keys [head_size][16] and values [16][head_size] as float32.
-void page_row(const AttentionJob& job, const float* q, const float* page, int low, int high, int row) {
+// `centre` is added to their scores, `page` its keys [head_size][16] and values [16][head_size] as float32.
+void page_row(const AttentionJob& job, const float* q, float centre, const float* page, int low, int high, int row) {
   const int d = job.head_size;
-  float scores[kPageTokens] = {};
+  float scores[kPageTokens];
+  std::fill_n(scores, kPageTokens, centre);
   for (int i = 0; i < d; ++i)
     for (int key = 0; key < kPageTokens; ++key) scores[key] += q[i] * page[i * kPageTokens + key];
   float largest = job.max[row];
@@ -41,20 +43,48 @@ void read_f16(const std::uint8_t* page, int head_size, float* floats) {
   for (int i = 0; i < 2 * kPageTokens * head_size; ++i) floats[i] = f16_to_f32(halves[i]);
 }
 
-void read_int8(const std::uint8_t* page, int head_size, float* floats) {
-  const Int8Page layout(head_size);
-  const auto* keys = reinterpret_cast<const std::int8_t*>(page);
-  const auto* values = reinterpret_cast<const std::int8_t*>(page + layout.values());
+// The pages of integers, by what they hold of token t: element i of a key or of a value.
+template <typename Element>
+void read_integers(KvFormat format, const std::uint8_t* page, int head_size, Element element, float* floats) {
+  const IntegerPage layout(format, head_size);
   const auto* key_scales = reinterpret_cast<const std::uint16_t*>(page + layout.key_scales());
   const auto* value_scales = reinterpret_cast<const std::uint16_t*>(page + layout.value_scales());
   float* value_floats = floats + kPageTokens * head_size;
   for (int token = 0; token < kPageTokens; ++token)
     for (int i = 0; i < head_size; ++i) {
-      const std::int8_t key = keys[2 * (i / 2 * kPageTokens + token) + i % 2];
-      floats[i * kPageTokens + token] = f16_to_f32(key_scales[token]) * static_cast<float>(key);
-      const std::int8_t value = values[2 * (token / 2 * head_size + i) + token % 2];
-      value_floats[token * head_size + i] = f16_to_f32(value_scales[token]) * static_cast<float>(value);
+      floats[i * kPageTokens + token] = f16_to_f32(key_scales[token]) * element(page, i, token, false);
+      value_floats[token * head_size + i] = f16_to_f32(value_scales[token]) * element(page, i, token, true);
     }
+}
+
+void read_int8(const std::uint8_t* page, int head_size, float* floats) {
+  const auto element = [&](const std::uint8_t* at, int i, int token, bool value) {
+    if (value) at += IntegerPage(KvFormat::kInt8, head_size).values();
+    const int index = value ? 2 * (token / 2 * head_size + i) + token % 2 : 2 * (i / 2 * kPageTokens + token) + i % 2;
+    return static_cast<float>(static_cast<std::int8_t>(at[index]));
+  };
+  read_integers(KvFormat::kInt8, page, head_size, element, floats);
+}
+
+void read_int4(const std::uint8_t* page, int head_size, float* floats) {
+  const auto element = [&](const std::uint8_t* at, int i, int token, bool value) {
+    if (value) at += IntegerPage(KvFormat::kInt4, head_size).values();
+    const int index = value ? token / 2 * head_size + i / kInt4Block * kInt4Block + 2 * (i % kPageTokens) + token % 2
+                            : 2 * (i / 4 * kPageTokens + token) + i % 2;
+    const bool high = value ? i % kInt4Block >= kPageTokens : i % 4 >= 2;
+    return static_cast<float>(high ? at[index] >> 4 : at[index] & 15) - 7.5f;
+  };
+  read_integers(KvFormat::kInt4, page, head_size, element, floats);
+}
+
+// What all scores of a page are more by, for the query at `at`.
+float centre_score(const AttentionJob& job, std::size_t at, int page) {
+  if (!job.centre) return 0;
+  const float* phases =
+      job.phases + static_cast<std::size_t>(page / kPhasePages) * job.head_size * kPhasePages + page % kPhasePages;
+  float score = 0;
+  for (int i = 0; i < job.head_size; ++i) score += job.centre[at + i] * phases[i * kPhasePages];
+  return score;
 }
 
 template <typename Read>
@@ -71,9 +101,10 @@ void attend(const AttentionJob& job, Read read) {
       const int first = job.window > 0 ? std::max(0, position - job.window + 1) : 0;
       const int low = std::max(0, first - start), high = std::min(kPageTokens, position + 1 - start);
       if (low >= high) continue;
-      for (int g = 0; g < job.group; ++g)
-        page_row(job, job.q + static_cast<std::size_t>(t) * job.q_stride + g * job.head_size, floats, low, high,
-                 t * job.group + g);
+      for (int g = 0; g < job.group; ++g) {
+        const std::size_t at = static_cast<std::size_t>(t) * job.q_stride + g * job.head_size;
+        page_row(job, job.q + at, centre_score(job, at, start / kPageTokens), floats, low, high, t * job.group + g);
+      }
     }
   }
 }
@@ -82,5 +113,6 @@ void attend(const AttentionJob& job, Read read) {
 
 void attention(const AttentionJob& job) { attend(job, read_f16); }
 void int8_attention(const AttentionJob& job) { attend(job, read_int8); }
+void int4_attention(const AttentionJob& job) { attend(job, read_int4); }
 
 }  // namespace sixfold::scalar

@@ -11,6 +11,7 @@ namespace scalar {
 MatmulTile matmul(const MatrixRecord& record);
 void attention(const AttentionJob& job);
 void int8_attention(const AttentionJob& job);
+void int4_attention(const AttentionJob& job);
 
 namespace {
 
@@ -56,6 +57,19 @@ void rope(float* x, const float* cosine, const float* sine, int half) {
   }
 }
 
+void rotate_head(float* x, int n) {
+  const int block = n & -n;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(block));
+  for (int half = 1; half < block; half *= 2)
+    for (int first = 0; first < n; first += 2 * half)
+      for (int i = first; i < first + half; ++i) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+  for (int i = 0; i < n; ++i) x[i] *= scale;
+}
+
 void to_f16(const float* x, int n, std::uint16_t* y, int stride) {
   for (int i = 0; i < n; ++i) y[static_cast<std::size_t>(i) * stride] = f32_to_f16_clamped(x[i]);
 }
@@ -72,6 +86,32 @@ std::uint16_t to_int8(const float* x, int n, std::int8_t* q) {
   return half;
 }
 
+std::uint16_t to_int4(const float* x, int n, std::int8_t* codes) {
+  float peak = 0;
+  for (int i = 0; i < n; ++i) peak = std::max(peak, std::min(std::abs(x[i]), 65504.0f));  // NaN leaves it as it is
+  const auto code = [&](int i, float inverse) {
+    const float scaled = std::max(0.0f, std::min(15.0f, x[i] * inverse + 8.0f));  // NaN becomes 15
+    return static_cast<int>(scaled);
+  };
+  // The best scale for given codes is sum(x q) / sum(q q), and leaves an error of sum(x x) - sum(x q)^2 / sum(q q).
+  float best = -1, scale = 0, inverse = 0;
+  for (const float range : kInt4Ranges) {
+    const float tried = peak > 0 ? 7.5f / (peak * range) : 0.0f;
+    float xq = 0, qq = 0;
+    for (int i = 0; i < n; ++i) {
+      const float q = static_cast<float>(code(i, tried)) - 7.5f;
+      xq += std::max(-65504.0f, std::min(65504.0f, x[i])) * q;
+      qq += q * q;
+    }
+    if (xq * xq / qq <= best) continue;
+    best = xq * xq / qq;
+    scale = xq / qq;
+    inverse = tried;
+  }
+  for (int i = 0; i < n; ++i) codes[i] = static_cast<std::int8_t>(code(i, inverse));
+  return f32_to_f16_clamped(scale);
+}
+
 void fold(const PartialSum& into, const PartialSum& other, int n) {
   const float max = std::max(*into.max, *other.max);
   const float a = std::exp(*into.max - max), b = std::exp(*other.max - max);
@@ -84,9 +124,10 @@ void fold(const PartialSum& into, const PartialSum& other, int n) {
 }  // namespace scalar
 
 const Kernels& scalar_kernels() {
-  static const Kernels table{"scalar",          scalar::matmul,    scalar::rms_norm,       scalar::quantize,
-                             scalar::gate,      scalar::rope,      scalar::to_f16,         scalar::to_int8,
-                             scalar::attention, scalar::attention, scalar::int8_attention, scalar::fold};
+  static const Kernels table{
+      "scalar",          scalar::matmul,      scalar::rms_norm,       scalar::quantize,       scalar::gate,
+      scalar::rope,      scalar::rotate_head, scalar::to_f16,         scalar::to_int8,        scalar::to_int4,
+      scalar::attention, scalar::attention,   scalar::int8_attention, scalar::int4_attention, scalar::fold};
   return table;
 }
 

@@ -73,7 +73,7 @@ class _Lowering:
 
     def _attention(self, node: Node, consumed: list[str]) -> None:
         self.ops.append(Op("attention", layer=node["layer"], window=node["window"]))
-        self.ops.append(Op("merge", emit=self.forms(consumed)))
+        self.ops.append(Op("merge", layer=node["layer"], emit=self.forms(consumed)))
 
     def _gate_up_act(self, node: Node, consumed: list[str]) -> None:
         emit = self.forms(consumed)

@@ -27,7 +27,7 @@ from sixfold.models.network import Hyperparameters, Network, load_network
 from sixfold.weights.model_file import ModelFile
 
 FORMAT_VERSION = 2  # of the file, kPlanVersion in csrc/plan.hpp
-COMPILER_VERSION = 4  # raise it with every change to passes, formats or layouts
+COMPILER_VERSION = 5  # raise it with every change to passes, formats or layouts
 MAGIC = b"SIXFPLAN"
 DATA_OFFSET = 4096
 ALIGNMENT = 64

@@ -4,6 +4,7 @@ Owns: names, the spelling of a choice, bytes. Must not know: the layout inside a
 
     f16                  float16: 2 bytes a value
     int8                 8 bits and a float16 scale for every key and value of a head
+    int4                 4 bits and the same scale
     int8,0=f16,28-29=f16 the same, but layers 0, 28 and 29 in float16
 """
 
@@ -16,7 +17,8 @@ from typing import Any
 from sixfold.errors import ConfigError
 from sixfold.runtime.batch import PAGE_SIZE
 
-FORMATS = ("f16", "int8")
+BITS = {"f16": 16, "int8": 8, "int4": 4}
+FORMATS = tuple(BITS)
 EXACT = "f16"  # what the engine compares everything with; the others are approximations
 
 _EXCEPTION = re.compile(r"(\d+)(?:-(\d+))?=(\w+)")
@@ -39,8 +41,7 @@ def layer_formats(choice: str, layers: int) -> tuple[str, ...]:
 
 def head_bytes(format: str, head_size: int) -> int:
     """Bytes of a page of one layer and KV head: 16 keys and values, and their scales."""
-    values = 2 * PAGE_SIZE * head_size
-    return 2 * values if format == "f16" else values + scale_bytes(format)
+    return 2 * PAGE_SIZE * head_size * BITS[format] // 8 + scale_bytes(format)
 
 
 def scale_bytes(format: str) -> int:
@@ -64,6 +65,6 @@ def _wrong(choice: str, cause: str) -> ConfigError:
     return ConfigError(
         f"kv_format={choice!r} can not be used",
         cause=cause,
-        remedy=f"Use {' or '.join(FORMATS)}, with exceptions for layers if need be, such as int8,0-1=f16",
+        remedy=f"Use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, with exceptions for layers if need be, such as int8,0-1=f16",
         param="kv_format",
     )

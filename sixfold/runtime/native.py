@@ -41,10 +41,14 @@ class NativeExecutor:
         threads: int | None = None,
         isa: str = "auto",
         kv_format: str = EXACT,
+        key_centres: Float32 | None = None,
     ) -> None:
         formats = layer_formats(kv_format, int(plan.meta["sizes"]["layers"]))
+        centres = np.empty(0, np.float32) if key_centres is None else np.ascontiguousarray(key_centres, np.float32)
         try:
-            self._executor = _native.Executor(plan.data, isa, threads or usable_cores(), max_tokens, num_pages, formats)
+            self._executor = _native.Executor(
+                plan.data, isa, threads or usable_cores(), max_tokens, num_pages, formats, centres.reshape(-1)
+            )
         except ValueError as error:
             raise PlanError("The model can not be run here", cause=str(error), remedy="Try isa=auto") from None
         self.plan = plan
@@ -80,6 +84,13 @@ class NativeExecutor:
     def numerics(self) -> str:
         """What the bits of KV depend on beside the model's file: instruction set, this very build, compiled plan."""
         return f"{self.isa} {_build_digest()} {self.plan.content_digest}"
+
+    def key_means(self, pages: Int32, tokens: int) -> Float32:
+        """Mean keys [layers, kv_heads, head_size] at positions [1, tokens) of a sequence, without rope; f16 pages."""
+        sizes = self.plan.meta["sizes"]
+        means = np.empty((sizes["layers"], sizes["kv_heads"], sizes["head_size"]), np.float32)
+        self._executor.key_means(pages, tokens, means.reshape(-1))
+        return means
 
     def profile(self, on: bool) -> None:
         """Times every operator from now on, or no longer."""
