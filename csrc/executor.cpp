@@ -6,8 +6,8 @@
 
 namespace sixfold {
 Executor::Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages,
-                   const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres)
-    : step_(read_plan(bytes), choose_kernels(isa), threads, max_tokens, pages, kv_formats, key_centres),
+                   const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres, int max_sequences)
+    : step_(read_plan(bytes), choose_kernels(isa), threads, max_tokens, pages, kv_formats, key_centres, max_sequences),
       watch_(step_.plan.body.size(), step_.plan.head.size()),
       body_(step_, 0, threads, watch_),
       head_(step_, 1, threads, watch_),

@@ -45,9 +45,10 @@ class Executor {
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
   // `bytes` is the plan file and must outlive the executor. `kv_formats`: one for all layers, or one a layer.
-  // `key_centres`: [layers][kv_heads][head_size] for int4 (kv_centre.hpp), or empty. Throws std::invalid_argument.
+  // `key_centres`: [layers][kv_heads][head_size] for int4 (kv_centre.hpp), or empty. `max_sequences`: how many may be
+  // under way if layers are int4 (kv_exact.hpp). Throws std::invalid_argument.
   Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages,
-           const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres);
+           const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres, int max_sequences);
 
   // tokens [T] of all sequences; starts, counts [S]; pages, page_offsets [S + 1]: each sequence's KV pages.
   void forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,

@@ -72,16 +72,16 @@ void KvCentres::reach(int pages) {
     }
 }
 
-void KvCentres::subtract(int layer, int kv_head, int page, float* key) const {
+void KvCentres::centre(int layer, int kv_head, int page, float* c) const {
   const float* b = mean(layer, kv_head);
   const float* e = phases(layer, page / kPhasePages) + page % kPhasePages;
   const int n = tables_[rope_[layer]].width;
   for (int i = 0; i < n; ++i) {
     const float cosine = e[i * kPhasePages], sine = e[(i + n) * kPhasePages];
-    key[i] -= b[i] * cosine - b[i + n] * sine;
-    key[i + n] -= b[i + n] * cosine + b[i] * sine;
+    c[i] = b[i] * cosine - b[i + n] * sine;
+    c[i + n] = b[i + n] * cosine + b[i] * sine;
   }
-  for (int i = 2 * n; i < head_size_; ++i) key[i] -= b[i];
+  for (int i = 2 * n; i < head_size_; ++i) c[i] = b[i];
 }
 
 void KvCentres::weigh(int layer, int kv_head, const float* query, float* z) const {

@@ -36,8 +36,8 @@ class KvCentres {
     return tables_[rope_[layer]].phases.data() + static_cast<std::size_t>(group) * kPhasePages * head_size_;
   }
 
-  // key [head_size], after rope, becomes its difference from the centre of page `page` of its sequence.
-  void subtract(int layer, int kv_head, int page, float* key) const;
+  // c [head_size] of page `page` of any sequence.
+  void centre(int layer, int kv_head, int page, float* c) const;
   // z [head_size] of a query after rope.
   void weigh(int layer, int kv_head, const float* query, float* z) const;
 

@@ -90,7 +90,7 @@ class Runner {
         for (int i = 0; i < d; ++i) values[i] += vector(op_.bias[which])[in_kind * d + i];
       if (which < 2 && op_.norm[which] >= 0) k_.rms_norm(values, vector(op_.norm[which]), op_.epsilon, d, values);
       if (which < 2) rotate(values, row);
-      if (which < 2 && s_.centres.has(op_.layer)) centre(values, row, in_kind, which == 1);
+      if (which == 0 && s_.centres.has(op_.layer)) weigh_centre(values, row, in_kind);
       if (which < 2 ? rotates_keys(format) : rotates_values(format)) k_.rotate_head(values, d);
       if (which == 0)
         store_query(values, row, in_kind);
@@ -107,34 +107,30 @@ class Runner {
     AttentionJob job{};
     job.q = s_.q.data() + static_cast<std::size_t>(task.row) * s_.query_width + task.kv_head * group * d;
     job.q_stride = s_.query_width;
-    if (s_.centres.has(op_.layer)) {
-      job.centre = s_.centre.data() + (job.q - s_.q.data());
-      job.phases = s_.centres.phases(op_.layer, 0);
-    }
     job.tokens = task.tokens;
     job.group = group;
     job.head_size = d;
-    job.pool = s_.kv(0, op_.layer, task.kv_head);
-    job.page_stride = s_.layout.page_bytes();
-    job.page_bytes = s_.layout.head_bytes(op_.layer);
-    job.pages = sequence.pages;
     job.position = sequence.position + task.row - sequence.first_row;
     job.window = op_.window;
     job.sum = scratch_;
     job.weight = scratch_ + static_cast<std::size_t>(rows) * d;
     job.max = job.weight + rows;
     job.scratch = scratch_ + round_up(static_cast<std::size_t>(rows) * (d + 2), 16);
-    const auto attention = s_.attention[static_cast<int>(s_.layout.format(op_.layer))];
     const int visible_end = job.position + task.tokens;
     const int visible_begin = op_.window > 0 ? std::max(0, job.position - op_.window + 1) : 0;
+    bool exact = false;
     if (!task.slot_per_split) clear_slots(task, 0);
-    for (int split = task.first_split; split < task.last_split; ++split) {
-      const int slot = task.slot_per_split ? split : 0;
+    for (int index = task.first_split; index < task.last_split; ++index) {
+      const int slot = task.slot_per_split ? index : 0;
       if (task.slot_per_split) clear_slots(task, slot);
-      job.begin = std::max(split * kSplitKeys, visible_begin / kPageTokens * kPageTokens);
-      job.end = std::min((split + 1) * kSplitKeys, visible_end);
+      const Step::Split split = s_.split(op_.layer, index, job.position, visible_end);
+      job.begin = std::max(split.begin, visible_begin / kPageTokens * kPageTokens);
+      job.end = split.end;
       if (job.begin >= job.end) continue;
-      attention(job);
+      job.prepared = job.prepared && split.exact == exact;
+      exact = split.exact;
+      read_pages(job, sequence, task.kv_head, exact);
+      s_.attention[static_cast<int>(exact ? KvFormat::kF16 : s_.layout.format(op_.layer))](job);
       job.prepared = true;
       for (int r = 0; r < rows; ++r) {
         const PartialSum into = this->slot(task.row + r / group, slot, task.kv_head * group + r % group);
@@ -225,11 +221,10 @@ class Runner {
     k_.rope(values, s_.cosine[op_.rope].data() + at, s_.sine[op_.rope].data() + at, n);
   }
 
-  // A key becomes its difference from its page's centre; of a query what gives that back is noted.
-  void centre(float* values, int row, int head, bool key) {
+  // What gives a query's scores back what keys are short of by their centre.
+  void weigh_centre(const float* values, int row, int head) {
     const Header& h = s_.plan.header;
     const int d = static_cast<int>(h.head_size), group = static_cast<int>(h.query_heads / h.kv_heads);
-    if (key) return s_.centres.subtract(op_.layer, head, s_.positions[row] / kPageTokens, values);
     float* z = s_.centre.data() + static_cast<std::size_t>(row) * s_.query_width + head * d;
     s_.centres.weigh(op_.layer, head / group, values, z);
     for (int i = 0; i < d; ++i) z[i] *= op_.scale;
@@ -241,12 +236,32 @@ class Runner {
     for (int i = 0; i < d; ++i) to[i] = values[i] * op_.scale;
   }
 
-  void store_key_or_value(const float* values, int row, int head, bool value) {
+  void store_key_or_value(float* values, int row, int head, bool value) {
     const int d = static_cast<int>(s_.plan.header.head_size);
-    const int position = s_.positions[row], token = position % kPageTokens;
-    const std::int32_t* pages = s_.sequences[s_.sequence_of_row[row]].pages;
-    std::uint8_t* page = s_.kv(pages[position / kPageTokens], op_.layer, head);
-    (value ? write_value : write_key)(k_, s_.layout.format(op_.layer), d, token, values, page);
+    const int position = s_.positions[row], token = position % kPageTokens, index = position / kPageTokens;
+    const StepSequence& sequence = s_.sequences[s_.sequence_of_row[row]];
+    const KvFormat format = s_.layout.format(op_.layer);
+    const auto write = value ? write_value : write_key;  // both rotated, if the format is
+    if (format == KvFormat::kInt4)
+      write(k_, KvFormat::kF16, d, token, values, s_.exact.at(sequence.exact[index], op_.layer, head));
+    if (!value && s_.centres.has(op_.layer)) {
+      float centre[kMaxHeadSize];
+      s_.centres.centre(op_.layer, head, index, centre);
+      k_.rotate_head(centre, d);
+      for (int i = 0; i < d; ++i) values[i] -= centre[i];
+    }
+    write(k_, format, d, token, values, s_.kv(sequence.pages[index], op_.layer, head));
+  }
+
+  // Points the job to the pages of the layer and head, or to those that are kept in float16 beside them.
+  void read_pages(AttentionJob& job, const StepSequence& sequence, int head, bool exact) {
+    job.pages = exact ? sequence.exact : sequence.pages;
+    job.pool = exact ? s_.exact.at(0, op_.layer, head) : s_.kv(0, op_.layer, head);
+    job.page_stride = exact ? s_.exact.page_bytes() : s_.layout.page_bytes();
+    job.page_bytes = exact ? kv_head_bytes(KvFormat::kF16, job.head_size) : s_.layout.head_bytes(op_.layer);
+    const bool centred = !exact && s_.centres.has(op_.layer);
+    job.centre = centred ? s_.centre.data() + (job.q - s_.q.data()) : nullptr;
+    job.phases = centred ? s_.centres.phases(op_.layer, 0) : nullptr;
   }
 
   PartialSum slot(int row, int index, int head) {

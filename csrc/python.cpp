@@ -253,15 +253,16 @@ void bind_executor(nb::module_& module) {
       .def(
           "__init__",
           [](Executor* self, Bytes plan, const std::string& isa, int threads, int max_tokens, int pages,
-             const std::vector<std::string>& kv_formats, Floats key_centres) {
+             const std::vector<std::string>& kv_formats, Floats key_centres, int max_sequences) {
+            require(max_sequences >= 1 && max_sequences <= 1 << 16, "max_sequences must be 1 to 65536");
             require(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
             require(max_tokens >= 1 && max_tokens <= 1 << 17, "max_tokens must be 1 to 131072");
             require(pages >= 1, "pages must be at least 1");
             new (self) Executor(span(plan), isa.c_str(), threads, max_tokens, pages, formats_of(kv_formats),
-                                span(key_centres));
+                                span(key_centres), max_sequences);
           },
           nb::arg("plan"), nb::arg("isa"), nb::arg("threads"), nb::arg("max_tokens"), nb::arg("pages"),
-          nb::arg("kv_formats"), nb::arg("key_centres"), nb::keep_alive<1, 2>())
+          nb::arg("kv_formats"), nb::arg("key_centres"), nb::arg("max_sequences"), nb::keep_alive<1, 2>())
       .def(
           "key_means",
           [](Executor& self, Ints pages, int tokens, OutRow out) {

@@ -25,6 +25,16 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
+// Of each sequence its first page and its newest block, and what a step runs beyond them.
+int exact_slots(int max_tokens, int max_sequences) {
+  return max_sequences * (1 + kExactPages + 1) + (max_tokens + kPageTokens - 1) / kPageTokens;
+}
+
+// Where the block of a position begins.
+int block_of(int position) { return position / kExactTokens * kExactTokens; }
+
+int splits_of(int keys) { return (keys + kSplitKeys - 1) / kSplitKeys; }
+
 int padded(std::uint32_t value) { return static_cast<int>(round_up(value, kBlock)); }
 
 }  // namespace
@@ -82,7 +92,7 @@ ZeroedMemory::~ZeroedMemory() {
 }
 
 Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, int pages,
-           const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres)
+           const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres, int max_sequences)
     : plan(std::move(plan_)),
       kernels(kernels_),
       max_tokens(max_tokens_),
@@ -91,6 +101,7 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
       query_width(padded(plan.header.query_heads * plan.header.head_size)),
       layout(plan.header, kv_formats),
       centres(plan, layout, key_centres),
+      exact(plan.header, layout, pages, exact_slots(max_tokens, max_sequences)),
       x(static_cast<std::size_t>(max_tokens) * hidden_width),
       y(static_cast<std::size_t>(max_tokens) * hidden_width),
       q(static_cast<std::size_t>(max_tokens) * query_width),
@@ -127,7 +138,7 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
   require(layout.page_bytes() < std::numeric_limits<std::size_t>::max() / (page_count + 1ull),
           "the KV pool is larger than memory can be");
   pool_memory_ = std::make_unique<ZeroedMemory>(layout.page_bytes() * static_cast<std::size_t>(pages) + 64);
-  pool = reinterpret_cast<std::uint8_t*>(round_up(reinterpret_cast<std::uintptr_t>(pool_memory_->data()), 64));
+  pool = pool_memory_->aligned();
 }
 
 void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::int32_t> starts,
@@ -143,6 +154,8 @@ void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::
           "page offsets do not cover the pages");
   tokens.assign(tokens_.begin(), tokens_.end());
   page_table.assign(pages.begin(), pages.end());
+  exact_table.assign(exact.on() ? pages.size() : 0, -1);
+  exact.begin_step();
   positions.clear();
   sequence_of_row.clear();
   sequences.clear();
@@ -157,7 +170,9 @@ void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::
     centres.reach(page_offsets[i + 1] - page_offsets[i]);
     require(starts[i] + counts[i] <= held, "a sequence has fewer pages than tokens");
     require(first_row + static_cast<std::size_t>(counts[i]) <= tokens.size(), "counts exceed the tokens");
-    sequences.push_back({first_row, counts[i], starts[i], page_table.data() + page_offsets[i]});
+    if (exact.on()) find_exact_pages(starts[i], counts[i], page_offsets[i]);
+    sequences.push_back({first_row, counts[i], starts[i], page_table.data() + page_offsets[i],
+                         exact_table.data() + (exact.on() ? page_offsets[i] : 0)});
     for (int t = 0; t < counts[i]; ++t) {
       positions.push_back(starts[i] + t);
       sequence_of_row.push_back(static_cast<int>(i));
@@ -174,12 +189,40 @@ void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::
   }
 }
 
+// The float16 pages that `count` tokens from `start` on read and write.
+void Step::find_exact_pages(int start, int count, std::size_t first_page) {
+  const auto find = [&](int index) {
+    const int held = std::clamp(start - index * kPageTokens, 0, kPageTokens);
+    const int after = std::clamp(start + count - index * kPageTokens, 0, kPageTokens);
+    exact_table[first_page + index] = exact.use(page_table[first_page + index], held, after);
+  };
+  const int block = block_of(start) / kPageTokens;
+  if (block > 0) find(0);
+  for (int index = block; index * kPageTokens < start + count; ++index) find(index);
+}
+
+Step::Split Step::split(int layer, int index, int position, int end) const {
+  if (layout.format(layer) != KvFormat::kInt4)
+    return {std::min(index * kSplitKeys, end), std::min((index + 1) * kSplitKeys, end), false};
+  const int block = block_of(position);
+  if (block == 0) return {0, end, true};
+  if (index == 0) return {0, kSinkTokens, true};
+  if (index > splits_of(block)) return {block, end, true};
+  return {std::max((index - 1) * kSplitKeys, kSinkTokens), std::min(index * kSplitKeys, block), false};
+}
+
 void Step::plan_attention(int index) {
   const StepSequence& s = sequences[index];
   const bool per_split = s.rows < kFoldingTokens;
-  for (int row = 0; row < s.rows; row += kTileTokens) {
-    const int count = std::min(kTileTokens, s.rows - row);
-    const int splits = (s.position + row + count + kSplitKeys - 1) / kSplitKeys;
+  for (int row = 0, count = 0; row < s.rows; row += count) {
+    const int position = s.position + row;
+    count = std::min(kTileTokens, s.rows - row);
+    int splits = splits_of(position + count);
+    if (exact.on()) {  // the tokens of a tile are of one block; the first page and the block are splits of their own
+      const int block = block_of(position);
+      count = std::min(count, block + kExactTokens - position);
+      splits = block == 0 ? 1 : 2 + splits_of(block);
+    }
     for (int t = 0; t < count; ++t) {
       first_slot.push_back(first_slot.empty() ? 0 : first_slot.back() + slot_count.back());
       slot_count.push_back(per_split ? splits : 1);

@@ -9,6 +9,7 @@
 
 #include "kernels.hpp"
 #include "kv_centre.hpp"
+#include "kv_exact.hpp"
 #include "kv_page.hpp"
 #include "plan.hpp"
 
@@ -33,20 +34,6 @@ class Buffer {
   std::size_t skip_ = 0;
 };
 
-// Zeroed memory that is taken from the system as it is touched.
-class ZeroedMemory {
- public:
-  explicit ZeroedMemory(std::size_t bytes);
-  ~ZeroedMemory();
-  ZeroedMemory(const ZeroedMemory&) = delete;
-  ZeroedMemory& operator=(const ZeroedMemory&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_;
-  std::size_t bytes_;
-};
-
 // Activations with their memory. `view()` is what kernels take.
 class ActivationBuffer {
  public:
@@ -62,13 +49,15 @@ class ActivationBuffer {
   Activations view_;
 };
 
-// One sequence of a step. pages: its KV pages in order.
+// One sequence of a step. pages: its KV pages in order; exact: where those that are kept in float16 too are
+// (kv_exact.hpp), the others mean nothing.
 struct StepSequence {
   int first_row, rows, position;
   const std::int32_t* pages;
+  const std::int32_t* exact;
 };
 
-// One attention job before it meets a layer: tokens of a sequence, a KV head, splits [first, last). With
+// One attention job before it meets a layer: tokens of a sequence, a KV head, splits [first, last) of their keys. With
 // `slot_per_split` every split leaves its own partial result (few rows, many threads); otherwise they are folded on the
 // way.
 struct AttentionTask {
@@ -97,12 +86,20 @@ constexpr int kOwnRows = 64;
 
 struct Step {
   Step(Plan plan, const Kernels& kernels, int threads, int max_tokens, int pages,
-       const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres);
+       const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres, int max_sequences);
 
   // Describes the rows of the next body run; throws std::invalid_argument when it does not fit.
   void describe(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
                 std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
                 std::span<const std::int32_t> page_offsets);
+
+  // The keys of a split of a layer that the tokens of a tile see, and whether they are read from float16 pages that are
+  // kept beside int4 ones. The first token of the tile is at `position`, its last sees keys before `end`.
+  struct Split {
+    int begin, end;
+    bool exact;
+  };
+  Split split(int layer, int index, int position, int end) const;
 
   // The page of one layer and head.
   std::uint8_t* kv(int page, int layer, int kv_head) {
@@ -118,6 +115,7 @@ struct Step {
   int hidden_width, query_width;  // padded to kBlock
   KvLayout layout;
   KvCentres centres;
+  ExactPages exact;
 
   Buffer<float> x, y;                       // [rows, hidden_width]: residual stream, projection before its norm
   Buffer<float> q;                          // [rows, query_width]
@@ -131,7 +129,7 @@ struct Step {
 
   std::vector<std::int32_t> tokens, positions;  // a row
   std::vector<int> first_slot, slot_count;      // a row
-  std::vector<std::int32_t> page_table;
+  std::vector<std::int32_t> page_table, exact_table;
   std::vector<StepSequence> sequences;
   std::vector<int> sequence_of_row;
   std::vector<AttentionTask> tasks;
@@ -143,6 +141,7 @@ struct Step {
   int logits_width;
 
  private:
+  void find_exact_pages(int start, int count, std::size_t first_page);
   void plan_attention(int sequence);
   std::unique_ptr<ZeroedMemory> pool_memory_;
   std::vector<int> rope_widths_;

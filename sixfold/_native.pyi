@@ -56,6 +56,7 @@ class Executor:
         pages: int,
         kv_formats: Sequence[str],
         key_centres: NDArray[np.float32],
+        max_sequences: int,
     ) -> None: ...
     def key_means(self, pages: NDArray[np.int32], tokens: int, out: NDArray[np.float32]) -> None: ...
     def forward(

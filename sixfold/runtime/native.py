@@ -42,13 +42,15 @@ class NativeExecutor:
         isa: str = "auto",
         kv_format: str = EXACT,
         key_centres: Float32 | None = None,
+        max_sequences: int = 64,
     ) -> None:
         formats = layer_formats(kv_format, int(plan.meta["sizes"]["layers"]))
         centres = np.empty(0, np.float32) if key_centres is None else np.ascontiguousarray(key_centres, np.float32)
         try:
             self._executor = _native.Executor(
-                plan.data, isa, threads or usable_cores(), max_tokens, num_pages, formats, centres.reshape(-1)
-            )
+                plan.data, isa, threads or usable_cores(), max_tokens, num_pages, formats, centres.reshape(-1),
+                max_sequences,
+            )  # fmt: skip
         except ValueError as error:
             raise PlanError("The model can not be run here", cause=str(error), remedy="Try isa=auto") from None
         self.plan = plan

@@ -1,0 +1,42 @@
+#include "kv_exact.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace sixfold {
+
+ExactPages::ExactPages(const Header& header, const KvLayout& layout, int pages, int slots)
+    : head_bytes_(kv_head_bytes(KvFormat::kF16, header.head_size)) {
+  for (std::uint32_t layer = 0; layer < header.layers; ++layer) {
+    offsets_.push_back(page_bytes_);
+    if (layout.format(static_cast<int>(layer)) == KvFormat::kInt4) page_bytes_ += header.kv_heads * head_bytes_;
+  }
+  if (!on()) return;
+  slot_of_page_.assign(pages, -1);
+  slots_.resize(slots);
+  memory_ = std::make_unique<ZeroedMemory>(page_bytes_ * slots + 64);
+  pool_ = memory_->aligned();
+}
+
+int ExactPages::use(int page, int held, int after) {
+  const int found = slot_of_page_[page];
+  if (held > 0 && (found < 0 || slots_[found].tokens < held))
+    throw std::invalid_argument("the newest tokens of a sequence, or its first ones, are no longer there in float16");
+  const int index = found >= 0 ? found : take(page);
+  slots_[index].used = step_;
+  slots_[index].tokens = std::max(held, after);
+  return index;
+}
+
+int ExactPages::take(int page) {
+  const auto oldest =
+      std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
+  if (oldest->used == step_) throw std::invalid_argument("more sequences than float16 pages for their newest tokens");
+  if (oldest->page >= 0) slot_of_page_[oldest->page] = -1;
+  oldest->page = page;
+  const int index = static_cast<int>(oldest - slots_.begin());
+  slot_of_page_[page] = index;
+  return index;
+}
+
+}  // namespace sixfold
