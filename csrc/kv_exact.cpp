@@ -14,6 +14,7 @@ ExactPages::ExactPages(const Header& header, const KvLayout& layout, int pages, 
   if (!on()) return;
   slot_of_page_.assign(pages, -1);
   slots_.resize(slots);
+  for (int slot = slots; slot-- > 0;) free_.push_back(slot);
   memory_ = std::make_unique<ZeroedMemory>(page_bytes_ * slots + 64);
   pool_ = memory_->aligned();
 }
@@ -28,15 +29,26 @@ int ExactPages::use(int page, int held, int after) {
   return index;
 }
 
+void ExactPages::release(int page) {
+  const int slot = slot_of_page_[page];
+  if (slot < 0) return;
+  slot_of_page_[page] = -1;
+  slots_[slot] = {};
+  free_.push_back(slot);
+}
+
 int ExactPages::take(int page) {
-  const auto oldest =
-      std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
-  if (oldest->used == step_) throw std::invalid_argument("more sequences than float16 pages for their newest tokens");
-  if (oldest->page >= 0) slot_of_page_[oldest->page] = -1;
-  oldest->page = page;
-  const int index = static_cast<int>(oldest - slots_.begin());
-  slot_of_page_[page] = index;
-  return index;
+  if (free_.empty()) {
+    const auto oldest =
+        std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
+    if (oldest->used == step_) throw std::invalid_argument("more sequences than float16 pages for their newest tokens");
+    release(oldest->page);
+  }
+  const int slot = free_.back();
+  free_.pop_back();
+  slots_[slot].page = page;
+  slot_of_page_[page] = slot;
+  return slot;
 }
 
 }  // namespace sixfold

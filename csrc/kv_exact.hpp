@@ -41,6 +41,8 @@ class ExactPages {
   // The slot of a page of the pool that holds its first `held` tokens and will hold `after` of them; throws
   // std::invalid_argument if they are not here. What has not been used for longest makes room.
   int use(int page, int held, int after);
+  // The page's block is over.
+  void release(int page);
 
  private:
   struct Slot {
@@ -53,6 +55,7 @@ class ExactPages {
   std::vector<std::size_t> offsets_;  // a layer
   std::vector<int> slot_of_page_;     // -1: none
   std::vector<Slot> slots_;
+  std::vector<int> free_;  // the last one is taken first, so that memory is used again before more is touched
   std::uint64_t step_ = 1;
   std::unique_ptr<ZeroedMemory> memory_;
   std::uint8_t* pool_ = nullptr;

@@ -25,9 +25,11 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
+int pages_for(int tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
 // Of each sequence its first page and its newest block, and what a step runs beyond them.
 int exact_slots(int max_tokens, int max_sequences) {
-  return max_sequences * (1 + kExactPages + 1) + (max_tokens + kPageTokens - 1) / kPageTokens;
+  return max_sequences * (1 + kExactPages + 1) + pages_for(max_tokens);
 }
 
 // Where the block of a position begins.
@@ -198,6 +200,9 @@ void Step::find_exact_pages(int start, int count, std::size_t first_page) {
   };
   const int block = block_of(start) / kPageTokens;
   if (block > 0) find(0);
+  if (start % kExactTokens == 0)  // the blocks of the step before are over
+    for (int index = std::max(1, block - pages_for(max_tokens) - kExactPages); index < block; ++index)
+      exact.release(page_table[first_page + index]);
   for (int index = block; index * kPageTokens < start + count; ++index) find(index);
 }
 

@@ -5,6 +5,7 @@ Owns: options and output of the evaluations. Must not know: how anything is meas
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from sixfold.errors import InvalidRequestError
 if TYPE_CHECKING:
     from sixfold.engine.tokenizer import Tokenizer
     from sixfold.evaluation.perplexity import WindowScorer
+
+WHATEVER_IT_TAKES = 1 << 62  # bytes: memory for the one window is taken as it is touched
 
 app = typer.Typer(help="Measure how good a model is.", no_args_is_help=True)
 
@@ -82,11 +85,10 @@ def read_text(path: Path) -> str:
 def scorer_of(path: Path, context: int, flags: Mapping[str, Any], reference: bool) -> tuple[Tokenizer, WindowScorer]:
     from sixfold import config
     from sixfold.compile.plan import build
-    from sixfold.engine.kv_cache import pages_for
+    from sixfold.engine.loader import open_executor
     from sixfold.engine.tokenizer import Tokenizer
     from sixfold.evaluation.perplexity import NativeScorer, ReferenceScorer
     from sixfold.models.network import load_network
-    from sixfold.runtime.native import NativeExecutor
     from sixfold.runtime.reference import ReferenceModel
     from sixfold.weights.model_file import open_model
 
@@ -101,15 +103,8 @@ def scorer_of(path: Path, context: int, flags: Mapping[str, Any], reference: boo
     model.close()
     _check_context(context, plan.context)
     chunk = min(context, settings.max_num_batched_tokens)
-    executor = NativeExecutor(
-        plan,
-        num_pages=pages_for(context),
-        max_tokens=chunk,
-        threads=settings.threads,
-        isa=settings.isa,
-        kv_format=settings.kv_format,
-    )
-    return tokenizer, NativeScorer(executor, chunk)
+    alone = dataclasses.replace(settings, max_num_seqs=1, max_num_batched_tokens=chunk, kv_memory=WHATEVER_IT_TAKES)
+    return tokenizer, NativeScorer(open_executor(plan, tokenizer, alone, context), chunk)
 
 
 def _check_context(context: int, trained: int) -> None:

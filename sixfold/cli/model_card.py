@@ -19,7 +19,7 @@ from sixfold.errors import SixfoldError
 from sixfold.models.graph import topological
 from sixfold.models.network import Network, load_network
 from sixfold.runtime.batch import PAGE_SIZE
-from sixfold.runtime.kv_format import EXACT, page_bytes
+from sixfold.runtime.kv_format import EXACT, exact_bytes, page_bytes
 from sixfold.store import ResolvedModel
 from sixfold.weights.model_file import ModelFile, open_model
 from sixfold.weights.tensor import Tensor
@@ -61,8 +61,9 @@ class ModelCard:
     formats: tuple[FormatUse, ...]
 
     def kv_bytes(self, batch: int, context: int) -> int:
-        """KV memory of ``batch`` sequences of ``context`` tokens, in whole pages."""
-        return batch * pages_for(context) * self.kv_page_bytes
+        """KV memory of ``batch`` sequences of ``context`` tokens, in whole pages, and what is kept beside them."""
+        beside = exact_bytes(self.sizes, self.kv_format, sequences=batch, step_tokens=0)
+        return batch * pages_for(context) * self.kv_page_bytes + beside
 
     @property
     def kv_bytes_per_token(self) -> float:

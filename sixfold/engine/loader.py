@@ -5,8 +5,10 @@ Owns: the order of loading and the size of the KV memory. Must not know: what th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from sixfold import store
 from sixfold.cache import open_tier
@@ -14,12 +16,13 @@ from sixfold.compile.plan import Plan, build
 from sixfold.config import EngineConfig
 from sixfold.engine.chat_template import ChatTemplate
 from sixfold.engine.core import EngineCore, StepListener
+from sixfold.engine.key_centres import key_centres
 from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.memory import free_memory
 from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.engine.tokenizer import Tokenizer
 from sixfold.errors import ConfigError
-from sixfold.runtime.kv_format import page_bytes
+from sixfold.runtime.kv_format import exact_bytes, layer_formats, page_bytes
 from sixfold.runtime.native import NativeExecutor
 from sixfold.weights.model_file import open_model
 
@@ -47,14 +50,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
     finally:
         model.close()
     max_model_len = _context(plan, config)
-    executor = NativeExecutor(
-        plan,
-        num_pages=num_pages(page_bytes(plan.meta["sizes"], config.kv_format), config, max_model_len),
-        max_tokens=config.max_num_batched_tokens,
-        threads=config.threads,
-        isa=config.isa,
-        kv_format=config.kv_format,
-    )
+    executor = open_executor(plan, tokenizer, config, max_model_len)
     core = EngineCore(
         executor,
         tokenizer,
@@ -67,6 +63,21 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         listener=listener,
     )
     return LoadedEngine(config.model, core, tokenizer, template)
+
+
+def open_executor(plan: Plan, tokenizer: Tokenizer, config: EngineConfig, max_model_len: int) -> NativeExecutor:
+    sizes = plan.meta["sizes"]
+    centred = "int4" in layer_formats(config.kv_format, int(sizes["layers"]))
+    return NativeExecutor(
+        plan,
+        num_pages=num_pages(sizes, config, max_model_len),
+        max_tokens=config.max_num_batched_tokens,
+        threads=config.threads,
+        isa=config.isa,
+        kv_format=config.kv_format,
+        key_centres=key_centres(plan, tokenizer, isa=config.isa, threads=config.threads) if centred else None,
+        max_sequences=config.max_num_seqs,
+    )
 
 
 def _prefix_root(digest: str, executor: NativeExecutor) -> PrefixRoot:
@@ -84,14 +95,20 @@ def _context(plan: Plan, config: EngineConfig) -> int:
     return config.max_model_len or plan.context
 
 
-def num_pages(size: int, config: EngineConfig, max_model_len: int) -> int:
-    """As many pages of ``size`` bytes as kv_memory holds, and no more than max_num_seqs full sequences can use."""
+def num_pages(sizes: Mapping[str, Any], config: EngineConfig, max_model_len: int) -> int:
+    """As many pages as kv_memory holds, and no more than max_num_seqs full sequences can use. ``sizes``: layers,
+    kv_heads and head_size of the model."""
     memory = config.kv_memory if config.kv_memory is not None else free_memory() // 4
-    if memory < size:
+    size = page_bytes(sizes, config.kv_format)
+    exact = exact_bytes(
+        sizes, config.kv_format, sequences=config.max_num_seqs, step_tokens=config.max_num_batched_tokens
+    )
+    if memory < exact + size:
+        beside = f", and the newest tokens of {config.max_num_seqs} sequences {exact} in float16" if exact else ""
         raise ConfigError(
             f"{memory} bytes of KV memory hold not a single page",
-            cause=f"a page of this model takes {size} bytes",
-            remedy="Raise kv_memory, or free memory on this machine",
+            cause=f"a page of this model takes {size} bytes{beside}",
+            remedy="Raise kv_memory, or free memory on this machine" + (", or lower max_num_seqs" if exact else ""),
             param="kv_memory",
         )
-    return min(memory // size, config.max_num_seqs * pages_for(max_model_len))
+    return min((memory - exact) // size, config.max_num_seqs * pages_for(max_model_len))

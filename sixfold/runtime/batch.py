@@ -35,6 +35,15 @@ class Batch:
     page_offsets: Int32
 
 
+@dataclass(frozen=True)
+class Resumption:
+    """How a sequence may begin with KV that is there: at a multiple of ``block`` tokens; the first ``again`` ones are
+    run by itself all the same."""
+
+    block: int = 1
+    again: int = 0
+
+
 class Executor(Protocol):
     """Runs a model over paged KV memory. Not thread-safe: one owner calls it."""
 
@@ -43,6 +52,7 @@ class Executor(Protocol):
     approximations: tuple[str, ...]  # options that trade exactness, by name: for responses to say so
     team: Any  # the native executor whose threads the sampler may use between calls; None: there is none
     page_bytes: int  # of KV memory
+    resumption: Resumption
 
     def forward(self, batch: Batch) -> None:
         """Writes the KV of every token and keeps the hidden rows until the next call."""

@@ -4,7 +4,7 @@ Owns: names, the spelling of a choice, bytes. Must not know: the layout inside a
 
     f16                  float16: 2 bytes a value
     int8                 8 bits and a float16 scale for every key and value of a head
-    int4                 4 bits and the same scale
+    int4                 4 bits and the same scale; float16 as well for the first and the newest tokens of a sequence
     int8,0=f16,28-29=f16 the same, but layers 0, 28 and 29 in float16
 """
 
@@ -19,6 +19,8 @@ from sixfold.runtime.batch import PAGE_SIZE
 
 BITS = {"f16": 16, "int8": 8, "int4": 4}
 FORMATS = tuple(BITS)
+BLOCK_TOKENS = 64  # with an int4 layer, a sequence begins with known tokens only at multiples of this,
+FIRST_TOKENS = 16  # and runs its first ones itself
 EXACT = "f16"  # what the engine compares everything with; the others are approximations
 
 _EXCEPTION = re.compile(r"(\d+)(?:-(\d+))?=(\w+)")
@@ -49,6 +51,16 @@ def scale_bytes(format: str) -> int:
     return 0 if format == "f16" else 2 * 2 * PAGE_SIZE
 
 
+def exact_bytes(sizes: Mapping[str, Any], choice: str, *, sequences: int, step_tokens: int) -> int:
+    """Bytes for the tokens that int4 layers keep in float16 as well (csrc/kv_exact.hpp), beside the pages.
+
+    Each of so many ``sequences`` has its first page and its newest block, and a step those that it runs.
+    """
+    heads = layer_formats(choice, int(sizes["layers"])).count("int4") * int(sizes["kv_heads"])
+    page = heads * head_bytes(EXACT, int(sizes["head_size"]))
+    return page * (sequences * (1 + BLOCK_TOKENS // PAGE_SIZE + 1) + -(-step_tokens // PAGE_SIZE))
+
+
 def page_bytes(sizes: Mapping[str, Any], choice: str) -> int:
     """Bytes of a KV page, all layers. ``sizes``: layers, kv_heads and head_size of the model."""
     formats = layer_formats(choice, int(sizes["layers"]))
@@ -65,6 +77,6 @@ def _wrong(choice: str, cause: str) -> ConfigError:
     return ConfigError(
         f"kv_format={choice!r} can not be used",
         cause=cause,
-        remedy=f"Use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, with exceptions for layers if need be, such as int8,0-1=f16",
+        remedy=f"Use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, for single layers too, such as int8,0-1=f16",
         param="kv_format",
     )

@@ -15,8 +15,8 @@ import numpy as np
 from sixfold import _native
 from sixfold.compile.plan import Plan
 from sixfold.errors import PlanError
-from sixfold.runtime.batch import Batch, Float32, Int32
-from sixfold.runtime.kv_format import EXACT, layer_formats
+from sixfold.runtime.batch import Batch, Float32, Int32, Resumption
+from sixfold.runtime.kv_format import BLOCK_TOKENS, EXACT, FIRST_TOKENS, layer_formats
 
 
 def usable_cores() -> int:
@@ -28,6 +28,9 @@ def usable_cores() -> int:
 
 class NativeExecutor:
     """Runs a plan on the CPU. ``max_tokens`` a step; ``num_pages`` of 16 tokens in ``kv_format`` (see kv_format.py).
+
+    With int4 layers, ``key_centres`` [layers, kv_heads, head_size] make their keys more exact (csrc/kv_centre.hpp); at
+    most ``max_sequences`` may be under way (csrc/kv_exact.hpp).
 
     Raises :class:`PlanError` when the plan is invalid or the instruction set is not there.
     """
@@ -53,12 +56,14 @@ class NativeExecutor:
             )  # fmt: skip
         except ValueError as error:
             raise PlanError("The model can not be run here", cause=str(error), remedy="Try isa=auto") from None
+        self._centres_digest = hashlib.sha256(centres.tobytes()).hexdigest() if len(centres) else ""
         self.plan = plan
         self.team = self._executor
         self.vocab_size = self._executor.vocab_size
         self.num_pages = num_pages
         self.page_bytes = self._executor.page_bytes
         self.kv_format = kv_format
+        self.resumption = Resumption(BLOCK_TOKENS, FIRST_TOKENS) if "int4" in formats else Resumption()
         self.approximations: tuple[str, ...] = () if set(formats) == {EXACT} else (f"kv_{kv_format}",)
         self.threads = self._executor.threads
         self.isa = self._executor.isa
@@ -85,7 +90,7 @@ class NativeExecutor:
     @property
     def numerics(self) -> str:
         """What the bits of KV depend on beside the model's file: instruction set, this very build, compiled plan."""
-        return f"{self.isa} {_build_digest()} {self.plan.content_digest}"
+        return f"{self.isa} {_build_digest()} {self.plan.content_digest} {self._centres_digest}".rstrip()
 
     def key_means(self, pages: Int32, tokens: int) -> Float32:
         """Mean keys [layers, kv_heads, head_size] at positions [1, tokens) of a sequence, without rope; f16 pages."""

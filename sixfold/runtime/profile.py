@@ -86,6 +86,7 @@ class Recorder:
         self._wanted = wanted
         self.vocab_size = executor.vocab_size
         self.num_pages, self.page_bytes = executor.num_pages, executor.page_bytes
+        self.resumption = executor.resumption
         self.team, self.approximations = executor.team, executor.approximations
         self.noting = False  # the last step is one of those
         self.steps = Steps()

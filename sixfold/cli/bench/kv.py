@@ -105,7 +105,7 @@ def _waste(
 
     arrivals = trace.draw(requests, seed) if file is None else trace.read(file, requests)
     card = read_card(store.resolve(settings.model), settings.kv_format)
-    pages = num_pages(card.kv_page_bytes, settings, settings.max_model_len or card.context)
+    pages = num_pages(card.sizes, settings, settings.max_model_len or card.context)
     longest = min(settings.max_model_len or card.context, pages * PAGE_SIZES[0])
     machine = Machine(
         pages, card.kv_page_bytes, settings.max_num_seqs, settings.max_num_batched_tokens, step, token
