@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sixfold.engine.async_engine import AsyncEngine
     from sixfold.engine.llm import LLM
     from sixfold.errors import SixfoldError
-    from sixfold.types import CompletionOutput, RequestOutput, SamplingParams
+    from sixfold.types import CompletionOutput, RequestOutput, SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ _HOMES = {
     "LLM": "sixfold.engine.llm",
     "AsyncEngine": "sixfold.engine.async_engine",
     "SamplingParams": "sixfold.types",
+    "StructuredOutputsParams": "sixfold.types",
     "RequestOutput": "sixfold.types",
     "CompletionOutput": "sixfold.types",
     "EngineConfig": "sixfold.config",
@@ -43,6 +44,7 @@ __all__ = [
     "SamplingParams",
     "ServerConfig",
     "SixfoldError",
+    "StructuredOutputsParams",
 ]
 
 

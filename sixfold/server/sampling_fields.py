@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from sixfold.config import ServerConfig
 from sixfold.errors import InvalidRequestError
 from sixfold.server.body import clip, kind_of, unknown_field
+from sixfold.server.structured_fields import STRUCTURED_FIELDS, structured_outputs
 from sixfold.types import MAX_CACHE_SALT, SamplingParams
 
 # Bounds that native code and the seed's arithmetic can hold; meaning is checked by SamplingParams.
@@ -106,18 +107,7 @@ def _empty(value: Any) -> bool:
     return value in ("", [], {})
 
 
-def _plain_text(value: Any) -> bool:
-    return bool(value == {"type": "text"})
-
-
-_LATER = "structured output is not built into this server yet"
 REFUSED: Mapping[str, Refusal] = {
-    "response_format": Refusal(_plain_text, _LATER),
-    "structured_outputs": Refusal(_empty, _LATER),
-    "guided_json": Refusal(_empty, _LATER),
-    "guided_regex": Refusal(_empty, _LATER),
-    "guided_choice": Refusal(_empty, _LATER),
-    "guided_grammar": Refusal(_empty, _LATER),
     "best_of": Refusal(_one_of(1), "only n is supported; it returns every choice that is computed"),
     "use_beam_search": Refusal(_one_of(False), "beam search is not supported"),
     "length_penalty": Refusal(_one_of(1, 1.0), "it belongs to beam search, which is not supported"),
@@ -181,13 +171,17 @@ class SamplingFields(BaseModel):
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    # Known and refused, see REFUSED.
+    # Read by structured_fields.py.
     response_format: Any = None
     structured_outputs: Any = None
+    grammar: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
+    guided_whitespace_pattern: Any = None
+    guided_decoding_backend: Any = None
+    # Known and refused, see REFUSED.
     best_of: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
@@ -238,6 +232,7 @@ class SamplingFields(BaseModel):
             ("stop_token_ids", len(self.stop_token_ids), config.max_stop, "max_stop"),
         ):
             check_limit(name, amount, limit, option)
+        demands = {name: getattr(self, name) for name in sorted(self.model_fields_set & STRUCTURED_FIELDS)}
         return SamplingParams(
             n=self.n, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
             typical_p=self.typical_p, repetition_penalty=self.repetition_penalty,
@@ -246,7 +241,7 @@ class SamplingFields(BaseModel):
             stop_token_ids=tuple(self.stop_token_ids),
             include_stop_str_in_output=self.include_stop_str_in_output, ignore_eos=self.ignore_eos,
             max_tokens=max_tokens, min_tokens=self.min_tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
-            skip_special_tokens=self.skip_special_tokens,
+            skip_special_tokens=self.skip_special_tokens, structured_outputs=structured_outputs(demands),
         )  # fmt: skip
 
 
