@@ -165,6 +165,12 @@ def grammar_source(demand: StructuredOutputsParams) -> str:
     if demand.json_object or demand.json is not None:
         schema = {"type": "object"} if demand.json is None else read_schema(demand.json)
         schema = prepare(schema, close_objects=demand.disable_additional_properties)
+        if schema is False:
+            raise _wrong("The JSON schema is false", "nothing is valid", "Send a schema that something satisfies")
+        schema = {} if schema is True else schema
+        pattern = demand.whitespace_pattern
+        if pattern and (problem := LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(pattern))):
+            raise _wrong("The whitespace_pattern is not supported", _plain(problem), "Send a regex like [ \\n]{0,2}")
         return LLMatcher.grammar_from_json_schema(_text(schema), overrides=_writing(demand))
     if demand.regex is not None:
         return LLMatcher.grammar_from_regex(demand.regex)
