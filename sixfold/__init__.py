@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sixfold.config import EngineConfig, ServerConfig
     from sixfold.engine.async_engine import AsyncEngine
+    from sixfold.engine.beam_search import BeamSearchParams
     from sixfold.engine.llm import LLM
     from sixfold.errors import SixfoldError
     from sixfold.types import CompletionOutput, RequestOutput, SamplingParams, StructuredOutputsParams
@@ -28,6 +29,7 @@ _HOMES = {
     "AsyncEngine": "sixfold.engine.async_engine",
     "SamplingParams": "sixfold.types",
     "StructuredOutputsParams": "sixfold.types",
+    "BeamSearchParams": "sixfold.engine.beam_search",
     "RequestOutput": "sixfold.types",
     "CompletionOutput": "sixfold.types",
     "EngineConfig": "sixfold.config",
@@ -38,6 +40,7 @@ _HOMES = {
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineConfig",
     "RequestOutput",

@@ -15,6 +15,7 @@ from sixfold.errors import InvalidRequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_CACHE_SALT = 256  # characters
+DRY_BREAKERS = ("\n", ":", '"', "*")  # no repeat goes across them; llama.cpp's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class SamplingParams:
     """
 
     n: int = 1
+    best_of: int | None = None  # choices that are computed, of which the n likeliest a token are given back
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -83,7 +85,7 @@ class SamplingParams:
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = -1
-    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    dry_sequence_breakers: tuple[str, ...] = DRY_BREAKERS
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -106,6 +108,7 @@ class SamplingParams:
         if self.allowed_token_ids is not None:
             object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
         self._check("n", self.n >= 1, "at least 1")
+        self._check("best_of", self.best_of is None or self.best_of >= self.n, "at least n")
         self._check("temperature", 0.0 <= self.temperature <= 100.0, "between 0 and 100")
         self._check("top_k", self.top_k >= -1, "-1 or 0 (off) or a positive count")
         self._check("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]")
@@ -172,6 +175,7 @@ class CompletionOutput:
     logprobs: tuple[PositionLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop string or stop token id that matched; None for end of sequence
+    cumulative_logprob: float | None = None  # of a beam search's
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,7 @@ class RequestOutput:
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     # prompt tokens that were not run, since their KV was cached; None: none were looked for (the cache is off)
     num_cached_tokens: int | None = None
+    discarded_tokens: int = 0  # generated for choices that are not given back (best_of, beam search)
 
 
 @dataclass(frozen=True, kw_only=True)

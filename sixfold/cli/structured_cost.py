@@ -57,7 +57,7 @@ def measure(bench: Bench, length: int, batch: int, new_tokens: int, repeats: int
             before = time.monotonic()
             found = bench.steps(prompts, _params(batch, new_tokens, wanted))
             if index == 0:
-                masks.seconds, masks.filled = 0.0, 0
+                masks.reset_counts()
                 continue
             seconds[name].append(time.monotonic() - before)
             decoding = _decoding(found, batch)
@@ -81,6 +81,8 @@ def measure(bench: Bench, length: int, batch: int, new_tokens: int, repeats: int
         "cost_of_a_step": statistics.median(ratios),
         "cost_by_round": ratios,
         "mask_us": 1e6 * masks.seconds / max(masks.filled, 1),
+        "masks_done_while_the_model_ran": 1 - masks.own / max(masks.filled, 1),
+        "waited_us_a_mask": 1e6 * masks.waited / max(masks.filled, 1),
         "steps": {name: count / repeats for name, count in steps.items()},
         "steps_saved": 1 - steps["jumping"] / steps["masked"],
         "new_tokens_per_second": {name: tokens / statistics.median(times) for name, times in seconds.items()},

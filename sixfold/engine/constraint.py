@@ -7,9 +7,10 @@ Must not know: grammars, how a token is drawn, the scheduler.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -39,7 +40,7 @@ class TokenConstraint(Protocol):
         """A token has been appended, an allowed one. Raises what became ``error``."""
 
 
-Fill = Callable[[List[TokenConstraint], Words], None]  # writes the mask of each into its row
+Fill = Callable[[TokenConstraint, NDArray[np.uint32]], None]  # writes a mask into a row
 
 
 class Masks(NamedTuple):
@@ -52,57 +53,97 @@ class Masks(NamedTuple):
 NO_MASKS = Masks(None, [])
 
 
-class Pending(NamedTuple):
-    """Masks under way on another thread."""
+class Pending:
+    """Masks under way on another thread. Whoever comes first takes the next: so what that thread has not begun when the
+    model has run, because it got no core, the waiting thread does itself."""
 
-    future: Future[None] | None
-    masks: Masks
+    def __init__(
+        self, stage: MaskStage, tasks: Iterable[tuple[TokenConstraint, NDArray[np.uint32]]], masks: Masks
+    ) -> None:
+        self._tasks = deque(tasks)
+        self._stage = stage
+        self._masks = masks
+        self._helper = stage.pool.submit(self._work)
 
     def result(self) -> Masks:
-        if self.future is not None:
-            self.future.result()
-        return self.masks
+        """Raises what filling a mask raised."""
+        began = time.perf_counter()
+        self._stage.own += self._work()
+        if not self._helper.cancel():  # it has begun, so it ends soon
+            self._helper.result()
+        self._stage.waited += time.perf_counter() - began
+        return self._masks
+
+    def drop(self) -> None:
+        """The step broke off: nobody writes any more when this returns."""
+        self._tasks.clear()
+        if not self._helper.cancel():
+            self._helper.exception()
+
+    def _work(self) -> int:
+        """Fills until nothing is left; how many."""
+        done = 0
+        began = time.perf_counter()
+        while True:
+            try:
+                constraint, row = self._tasks.popleft()  # atomic
+            except IndexError:
+                self._stage.seconds += time.perf_counter() - began if done else 0.0
+                return done
+            self._stage.fill(constraint, row)
+            done += 1
+
+
+class NothingPending:
+    """No row has a constraint."""
+
+    def result(self) -> Masks:
+        return NO_MASKS
+
+
+NOTHING_PENDING = NothingPending()
 
 
 class MaskStage:
-    """``begin`` before the model runs, ``result`` of what it returns after. One step at a time.
-
-    ``fill`` works on another thread, so it costs a step only what it takes of the processor, and nothing of its time if
-    a core is free. Its result has to be waited for before the next ``begin``.
-    """
+    """``begin`` before the model runs, ``result`` of what it returns after. One step at a time."""
 
     def __init__(self, fill: Fill, vocab_size: int) -> None:
-        self.seconds = 0.0  # spent by fill, in all
+        self.seconds = 0.0  # spent on masks by both threads
+        self.waited = 0.0  # of the step's own time
         self.filled = 0  # masks
-        self._fill = fill
+        self.own = 0  # of them, by the step's thread
+        self.fill = fill
         self._width = (vocab_size + 31) // 32
         self._words = np.empty((0, self._width), np.uint32)
         self._pool: ThreadPoolExecutor | None = None
-        self._last: Future[None] | None = None
+        self._last: Pending | None = None
 
-    def begin(self, constraints: List[TokenConstraint | None]) -> Pending:
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "sixfold-masks")
+        return self._pool
+
+    def begin(self, constraints: List[TokenConstraint | None]) -> Pending | NothingPending:
         """Of the sequences that get a token in this step, in order."""
         if not any(constraints):
-            return Pending(None, NO_MASKS)
-        if self._last is not None:  # of a step that broke off
-            self._last.exception()
+            return NOTHING_PENDING
+        if self._last is not None:
+            self._last.drop()
         given = [constraint for constraint in constraints if constraint is not None]
         places = iter(range(len(given)))
         of = [-1 if constraint is None else next(places) for constraint in constraints]
         if len(given) > len(self._words):
             self._words = np.empty((2 * len(given), self._width), np.uint32)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "sixfold-masks")
         words = self._words[: len(given)]
-        self._last = self._pool.submit(self._timed, given, words)
-        return Pending(self._last, Masks(words, of))
+        self.filled += len(given)
+        self._last = Pending(self, zip(given, words, strict=True), Masks(words, of))
+        return self._last
+
+    def reset_counts(self) -> None:
+        self.seconds = self.waited = 0.0
+        self.filled = self.own = 0
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
-
-    def _timed(self, constraints: List[TokenConstraint], words: Words) -> None:
-        began = time.perf_counter()
-        self._fill(constraints, words)
-        self.seconds += time.perf_counter() - began
-        self.filled += len(constraints)

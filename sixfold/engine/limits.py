@@ -73,6 +73,11 @@ class Limits:
 
     def check(self, prompt_ids: List[int], params: SamplingParams) -> None:
         """Raises what :meth:`accept` raises."""
+        if params.best_of is not None:
+            raise InvalidRequestError(
+                "best_of is not available in a stream", cause="the best choice is known at the end",
+                remedy="Use LLM.generate(), or leave it out", param="best_of",
+            )  # fmt: skip
         self._check_ids(prompt_ids, "prompt")
         self._check_ids((key for key in params.logit_bias if isinstance(key, int)), "logit_bias")
         self._check_ids(params.allowed_token_ids or (), "allowed_token_ids")

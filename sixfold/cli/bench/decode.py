@@ -72,8 +72,9 @@ def _show_structured(found: dict[str, Any]) -> None:
             ("JSON schema", f"{found['masked_step_ms']:.2f}", f"{steps['masked']:.0f}", f"{speed['masked']:.0f}"),
             ("and jump-ahead", "", f"{steps['jumping']:.0f}", f"{speed['jumping']:.0f}"),
         ],
-        note=f"A step costs {percent(found['cost_of_a_step'])} more under the schema; a mask takes "
-        f"{found['mask_us']:.0f} us on another thread; jump-ahead saves {percent(found['steps_saved'])} of the steps.",
+        note=f"A step costs {percent(found['cost_of_a_step'])} more under the schema. A mask takes "
+        f"{found['mask_us']:.0f} us, {percent(found['masks_done_while_the_model_ran'])} of them while the model ran. "
+        f"Jump-ahead saves {percent(found['steps_saved'])} of the steps.",
     )
 
 

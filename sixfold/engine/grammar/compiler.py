@@ -14,13 +14,15 @@ import asyncio
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence as List
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
 from typing import Any
 
-from sixfold.engine.constraint import TokenConstraint, Words
+import numpy as np
+from numpy.typing import NDArray
+
+from sixfold.engine.constraint import TokenConstraint
 from sixfold.engine.grammar.matcher import GrammarMatcher
 from sixfold.engine.grammar.schema import children, prepare, read_schema
 from sixfold.engine.grammar.tokens import GrammarTokenizer, tokens_of
@@ -52,7 +54,7 @@ class Grammar:
 
 
 class Grammars:
-    """All grammars of one tokenizer. Any thread may compile; one at a time fills masks."""
+    """All grammars of one tokenizer. Any thread may compile, and fill masks of different matchers."""
 
     def __init__(self, tokenizer: GrammarTokenizer, vocab_size: int) -> None:
         self.jump_ahead = True  # tokens that a grammar forces are appended without asking the model
@@ -63,7 +65,6 @@ class Grammars:
         self._loading = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._tokens: Any = None  # llguidance's, made by the first compilation
-        self._executor: Any = None
 
     def submit(self, demand: StructuredOutputsParams) -> Future[Grammar]:
         """The grammar, or the InvalidRequestError that says why there is none. Does not wait."""
@@ -95,19 +96,10 @@ class Grammars:
         except TimeoutError:
             raise too_slow() from None
 
-    def fill(self, matchers: List[TokenConstraint], words: Words) -> None:
-        """Writes the mask of each matcher into its row; one that can not go on gets an empty one and its ``error``."""
-        asked = []
-        for row, matcher in enumerate(matchers):
-            assert isinstance(matcher, GrammarMatcher)
-            if not matcher.fill_forced(words[row]):
-                asked.append((matcher, row))
-        if asked:
-            self._ask(asked, words)
-            for matcher, row in asked:
-                if matcher.raw.is_error() and matcher.recover():
-                    self._ask([(matcher, row)], words)
-                matcher.finish_mask(words[row])
+    def fill(self, matcher: TokenConstraint, row: NDArray[np.uint32]) -> None:
+        """Writes its mask into the row; one that can not go on gets an empty one and its ``error``."""
+        assert isinstance(matcher, GrammarMatcher)
+        matcher.fill(row)
 
     def copy(self, grammar: Grammar) -> Any:
         """llguidance's matcher, at the beginning."""
@@ -122,10 +114,6 @@ class Grammars:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, asked: List[tuple[GrammarMatcher, int]], words: Words) -> None:
-        pairs = [(matcher.raw, row) for matcher, row in asked]
-        self._executor.unsafe_compute_mask_ptr(pairs, words.ctypes.data, 4 * words.shape[1], len(words))
-
     def _forget_failure(self, demand: StructuredOutputsParams, done: Future[Grammar]) -> None:
         """An error is not worth a place; the next request with the same fault makes it anew."""
         if done.cancelled() or done.exception() is not None:
@@ -134,12 +122,11 @@ class Grammars:
                     del self._kept[demand]
 
     def _compile(self, demand: StructuredOutputsParams) -> Grammar:
-        import llguidance
+        import llguidance  # 8 MB: not before it is needed
 
         with self._loading:
             if self._tokens is None:
                 self._tokens = tokens_of(self._tokenizer, self._vocab_size)
-                self._executor = llguidance.LLExecutor(1)
         source = grammar_source(demand)
         problem = llguidance.LLMatcher.validate_grammar(source, self._tokens, limits=_limits())
         if problem and not llguidance_warns(problem):

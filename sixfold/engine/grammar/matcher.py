@@ -81,20 +81,24 @@ class GrammarMatcher:
         self._give_up()
         return False
 
-    def fill_forced(self, row: NDArray[np.uint32]) -> bool:
-        """Writes the mask if the next token is known; false if the grammar is to be asked."""
-        _ = self.raw
+    def fill(self, row: NDArray[np.uint32]) -> None:
+        """Writes what may come next, a bit an id; nothing if it can not go on."""
+        raw = self.raw
         if self._forced:
             row.fill(0)
             _set(row, self._forced[0])
-        return bool(self._forced)
-
-    def finish_mask(self, row: NDArray[np.uint32]) -> None:
-        """Takes the ends out of a mask while they are to wait."""
+            return
+        raw.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        if raw.is_error() and self.recover():
+            self._raw.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if self._raw.is_error():
             self._give_up()
             row.fill(0)
             return
+        self._delay_ends(row)
+
+    def _delay_ends(self, row: NDArray[np.uint32]) -> None:
+        """Takes the ends out of a mask while they are to wait."""
         ends = self._ends
         waiting = ends.unwanted | ends.early if len(self._taken) < ends.min_tokens else ends.unwanted
         if waiting:
