@@ -54,8 +54,8 @@ NO_MASKS = Masks(None, [])
 
 
 class Pending:
-    """Masks under way on another thread. Whoever comes first takes the next: so what that thread has not begun when the
-    model has run, because it got no core, the waiting thread does itself."""
+    """Masks under way on another thread, if one helps. Whoever comes first takes the next: so what that thread has not
+    begun when the model has run, the waiting thread does itself."""
 
     def __init__(
         self, stage: MaskStage, tasks: Iterable[tuple[TokenConstraint, NDArray[np.uint32]]], masks: Masks
@@ -63,13 +63,13 @@ class Pending:
         self._tasks = deque(tasks)
         self._stage = stage
         self._masks = masks
-        self._helper = stage.pool.submit(self._work)
+        self._helper = stage.pool.submit(self._work) if stage.ahead else None
 
     def result(self) -> Masks:
         """Raises what filling a mask raised."""
         began = time.perf_counter()
         self._stage.own += self._work()
-        if not self._helper.cancel():  # it has begun, so it ends soon
+        if self._helper is not None and not self._helper.cancel():  # it has begun, so it ends soon
             self._helper.result()
         self._stage.waited += time.perf_counter() - began
         return self._masks
@@ -77,7 +77,7 @@ class Pending:
     def drop(self) -> None:
         """The step broke off: nobody writes any more when this returns."""
         self._tasks.clear()
-        if not self._helper.cancel():
+        if self._helper is not None and not self._helper.cancel():
             self._helper.exception()
 
     def _work(self) -> int:
@@ -105,9 +105,14 @@ NOTHING_PENDING = NothingPending()
 
 
 class MaskStage:
-    """``begin`` before the model runs, ``result`` of what it returns after. One step at a time."""
+    """``begin`` before the model runs, ``result`` of what it returns after. One step at a time.
 
-    def __init__(self, fill: Fill, vocab_size: int) -> None:
+    ``ahead``: another thread fills masks while the model runs. Worth it only if a core is free for it: woken among
+    threads that have all cores, it takes one from the model, which costs more than the masks (docs/decoding.md).
+    """
+
+    def __init__(self, fill: Fill, vocab_size: int, *, ahead: bool = True) -> None:
+        self.ahead = ahead
         self.seconds = 0.0  # spent on masks by both threads
         self.waited = 0.0  # of the step's own time
         self.filled = 0  # masks

@@ -31,6 +31,7 @@ from sixfold.engine.sequence import Request, Sequence, Status, choices
 from sixfold.engine.stats import EngineStats, StepRecord, Totals
 from sixfold.errors import InvalidRequestError, SixfoldError
 from sixfold.runtime.batch import Executor
+from sixfold.runtime.native import usable_cores
 from sixfold.types import CompletionOutput, FinishedStats, FinishReason, RequestOutput, StepStats
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class EngineCore:
         )  # fmt: skip
         self.approximations: tuple[str, ...] = executor.approximations  # what makes tokens differ from the plain path
         self.runner = Runner(executor)
-        self.masks = MaskStage(self.grammars.fill, executor.vocab_size)
+        self.masks = MaskStage(self.grammars.fill, executor.vocab_size, ahead=_spare_core(executor))
         self.sampler = Sampler(executor.team)
         self.totals = Totals()
         self.waste = WasteMeter(executor.page_bytes)
@@ -234,6 +235,11 @@ def _prefixes(cache: KVCache, executor: Executor, root: PrefixRoot | None, tier:
         return NoPrefixCache()
     prefixes = PrefixCache(cache, root)
     return prefixes if tier is None else TieredPrefixes(prefixes, executor, tier)
+
+
+def _spare_core(executor: Executor) -> bool:
+    """Whether this process may use a core that the executor leaves."""
+    return executor.team is None or usable_cores() > executor.team.threads
 
 
 def _tell(hook: Callable[[T], None], stats: T) -> None:
