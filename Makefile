@@ -40,6 +40,7 @@ bench: $(VENV)/.installed
 	$(BIN)/sixfold bench start $(MODEL) --output $(RESULTS)/start.json
 	$(BIN)/sixfold bench growth $(MODEL) --output $(RESULTS)/growth.json
 	$(BIN)/sixfold bench kv $(MODEL) --output $(RESULTS)/kv.json
+	$(BIN)/sixfold bench decode $(MODEL) --section structured --output $(RESULTS)/decode-structured.json
 	$(BIN)/sixfold bench serve $(MODEL) --ttft-cold 24,48,96,128 --requests 40 --output $(RESULTS)/ttft-cold.json
 	$(BIN)/sixfold bench serve $(MODEL) --prefix-tokens 2000 --ttft-cold 32 --requests 40 \
 		--output $(RESULTS)/ttft-known-prefix.json

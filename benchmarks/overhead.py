@@ -154,13 +154,15 @@ def core(options: argparse.Namespace) -> None:
 
 def sampling(options: argparse.Namespace) -> None:
     from sixfold.engine.sampler import Sampler
+    from sixfold.engine.token_rules import NO_RULES
     from sixfold.types import SamplingParams
 
     class Row:
         def __init__(self, params: SamplingParams) -> None:
             self.params, self.seed, self.index, self.prompt_length = params, 1, 0, 4
             self.token_ids, self.forbidden_ids = list(range(20)), frozenset()
-            self.sampler_state = None
+            self.sampler_state = self.constraint = None
+            self.rules = NO_RULES
 
     real = _load(options.model).core.runner.executor
     small = np.array(real._rows)

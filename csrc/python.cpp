@@ -2,12 +2,14 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -95,10 +97,26 @@ void each_row(sixfold::Executor* executor, std::size_t rows, const Task& task) {
     for (std::size_t row = 0; row < rows; ++row) task(row);
 }
 
+// A bit an id, [masks, ceil(vocabulary / 32)].
+using Masks = nb::ndarray<const std::uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// The mask of each row of logits; empty: none.
+std::vector<std::span<const std::uint32_t>> masks_of(const std::optional<Masks>& masks, const std::vector<int>& mask_of,
+                                                     std::size_t rows, std::size_t vocabulary) {
+  std::vector<std::span<const std::uint32_t>> result(rows);
+  if (!masks) return result;
+  require(mask_of.size() == rows && masks->shape(1) * 32 >= vocabulary, "masks do not fit the logits");
+  for (std::size_t r = 0; r < rows; ++r) {
+    require(mask_of[r] < static_cast<int>(masks->shape(0)), "there is no such mask");
+    if (mask_of[r] >= 0) result[r] = {masks->data() + mask_of[r] * masks->shape(1), masks->shape(1)};
+  }
+  return result;
+}
+
 nb::list sample_rows(LogitRows logits, const nb::list& settings,
                      nb::ndarray<const std::uint64_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu> keys,
                      const nb::list& tokens, const nb::list& suppressed, const std::vector<int>& logprobs,
-                     sixfold::Executor* executor) {
+                     sixfold::Executor* executor, std::optional<Masks> masks, const std::vector<int>& mask_of) {
   using namespace sixfold;
   const auto rows = rows_of(logits);
   const std::size_t count = rows.size();
@@ -119,15 +137,17 @@ nb::list sample_rows(LogitRows logits, const nb::list& settings,
                         .suppressed = ids[count + r]});
     require(requests.back().settings != nullptr, "settings must not be None");
   }
+  const auto allowed = masks_of(masks, mask_of, count, logits.shape(1));
   std::vector<Drawn> drawn(count);
   std::vector<Likelihood> likelihoods(count);
   std::vector<std::vector<Alternative>> alternatives(count);
   {
     nb::gil_scoped_release release;
     each_row(executor, count, [&](std::size_t r) {
+      if (!allowed[r].empty()) requests[r].logits = masked(rows[r], allowed[r]);
       drawn[r] = sample(requests[r]);
       if (drawn[r].status != SamplingStatus::kOk || logprobs[r] < 0) return;
-      const LogProbabilities distribution(rows[r]);
+      const LogProbabilities distribution(requests[r].logits);
       likelihoods[r] = distribution.likelihood(drawn[r].id);
       alternatives[r] = distribution.top(static_cast<std::size_t>(logprobs[r]));
     });
@@ -207,7 +227,10 @@ void bind_sampling(nb::module_& module) {
           "__init__",
           [](SamplingSettings* self, double temperature, std::int64_t top_k, double top_p, double min_p,
              double typical_p, double repetition_penalty, double frequency_penalty, double presence_penalty,
-             const nb::dict& logit_bias) {
+             const nb::dict& logit_bias, const std::vector<std::uint32_t>& allowed,
+             const std::vector<TokenIds>& bad_words, std::int64_t no_repeat_ngram, double dry_multiplier,
+             double dry_base, std::int64_t dry_allowed_length, std::int64_t dry_last_n, const TokenIds& dry_breaker_ids,
+             const std::vector<TokenIds>& dry_breakers) {
             std::vector<Bias> bias;
             for (const auto& [id, value] : logit_bias) {
               const std::int64_t wide = nb::cast<std::int64_t>(id);
@@ -215,16 +238,33 @@ void bind_sampling(nb::module_& module) {
                               static_cast<float>(nb::cast<double>(value))});
             }
             new (self) SamplingSettings{
-                temperature,      top_k,          top_p, min_p, typical_p, repetition_penalty, frequency_penalty,
-                presence_penalty, std::move(bias)};
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                typical_p,
+                repetition_penalty,
+                frequency_penalty,
+                presence_penalty,
+                std::move(bias),
+                allowed,
+                bad_words,
+                no_repeat_ngram,
+                Dry{dry_multiplier, dry_base, dry_allowed_length, dry_last_n, dry_breaker_ids, dry_breakers}};
           },
           nb::kw_only(), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),
           nb::arg("typical_p"), nb::arg("repetition_penalty"), nb::arg("frequency_penalty"),
-          nb::arg("presence_penalty"), nb::arg("logit_bias"));
+          nb::arg("presence_penalty"), nb::arg("logit_bias"), nb::arg("allowed") = std::vector<std::uint32_t>{},
+          nb::arg("bad_words") = std::vector<TokenIds>{}, nb::arg("no_repeat_ngram") = 0,
+          nb::arg("dry_multiplier") = 0.0, nb::arg("dry_base") = 1.75, nb::arg("dry_allowed_length") = 2,
+          nb::arg("dry_last_n") = -1, nb::arg("dry_breaker_ids") = TokenIds{},
+          nb::arg("dry_breakers") = std::vector<TokenIds>{});
   module.def("sample", &sample_rows, nb::arg("logits").noconvert(), nb::arg("settings"), nb::arg("keys").noconvert(),
              nb::arg("tokens"), nb::arg("suppressed"), nb::arg("logprobs"), nb::arg("executor").none() = nb::none(),
+             nb::arg("masks").noconvert().none() = nb::none(), nb::arg("mask_of") = std::vector<int>{},
              "One (id, logprob, rank, top) a row; keys [R, 4] are seed, choice, position, prompt length; logprobs < 0 "
-             "asks for none. A negative id is a failure: -1 nothing possible, -2 logit_bias outside the vocabulary.");
+             "asks for none; masks [M, words] have a bit an id, mask_of [R] names a row's or is -1. A negative id is a "
+             "failure: -1 nothing possible, -2 logit_bias outside the vocabulary.");
   module.def("argmax", &argmax_rows, nb::arg("logits").noconvert(), nb::arg("executor").none() = nb::none(),
              "Id of the largest logit a row, -1 if there is none. `executor`: whose threads share the rows.");
   module.def("score", &score_rows, nb::arg("logits").noconvert(), nb::arg("targets").noconvert(), nb::arg("top"),

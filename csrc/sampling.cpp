@@ -123,9 +123,33 @@ SIXFOLD_CLONES void find_block_maxima(const float* logits, std::size_t count, fl
   }
 }
 
+// out[i] = logits[i] where bit i of `allowed` is set, else -inf.
+SIXFOLD_CLONES void keep_allowed(const float* logits, std::size_t count, const std::uint32_t* allowed,
+                                 float* __restrict out) {
+  constexpr std::size_t kWord = 32;
+  constexpr std::uint32_t kMinusInfinity = std::bit_cast<std::uint32_t>(-kInfinity);
+  for (std::size_t start = 0; start < count; start += kWord) {
+    const std::uint32_t word = allowed[start / kWord];
+    const std::size_t size = std::min(kWord, count - start);
+    if (word == 0) {
+      std::fill_n(out + start, size, -kInfinity);
+    } else if (word == ~0u) {
+      std::memcpy(out + start, logits + start, size * sizeof(float));
+    } else {
+      for (std::size_t i = 0; i < size; ++i) {
+        const std::uint32_t keep = 0u - ((word >> i) & 1u);
+        const std::uint32_t bits = std::bit_cast<std::uint32_t>(logits[start + i]);
+        out[start + i] = std::bit_cast<float>((bits & keep) | (kMinusInfinity & ~keep));
+      }
+    }
+  }
+}
+
 // Working memory, kept between calls so that a row costs no page faults.
 struct Scratch {
   std::vector<float> logits;
+  std::vector<float> masked;
+  TokenIds forbidden;
   std::vector<float> maxima;
   std::vector<float> ranked_maxima;
   std::vector<std::uint64_t> chunk_sums;
@@ -333,6 +357,35 @@ SamplingStatus apply_bias(const SamplingSettings& settings, std::span<float> log
   return SamplingStatus::kOk;
 }
 
+void suppress(std::span<const std::int32_t> ids, std::span<float> logits) {
+  for (const std::int32_t id : ids)
+    if (id >= 0 && static_cast<std::size_t>(id) < logits.size()) logits[static_cast<std::size_t>(id)] = -kInfinity;
+}
+
+// Leaves in memory.logits what the settings and the tokens so far make of the row's logits.
+SamplingStatus edit(const SamplingRow& row, Scratch& memory) {
+  const SamplingSettings& settings = *row.settings;
+  std::vector<float>& logits = memory.logits;
+  if (settings.allowed.empty()) {
+    logits.assign(row.logits.begin(), row.logits.end());
+  } else {
+    logits.resize(row.logits.size());
+    keep_allowed(row.logits.data(), row.logits.size(), settings.allowed.data(), logits.data());
+  }
+  const SamplingStatus status = apply_bias(settings, logits);
+  if (status != SamplingStatus::kOk) return status;
+  suppress(row.suppressed, logits);
+  if (settings.looks_back()) {
+    memory.forbidden.clear();
+    forbid_words(settings.bad_words, row.tokens.subspan(row.prompt_length), memory.forbidden);
+    if (settings.no_repeat_ngram > 0) forbid_ngrams(settings.no_repeat_ngram, row.tokens, memory.forbidden);
+    suppress(memory.forbidden, logits);
+  }
+  if (settings.penalises()) apply_penalties(row, logits, memory);
+  if (settings.dry.multiplier != 0.0) penalise_repeats(settings.dry, row.tokens, logits);
+  return status;
+}
+
 // Only the +inf are possible: give them one finite value and take away the others.
 std::span<const float> keep_infinite(std::span<const float> logits, Scratch& memory) {
   if (logits.data() != memory.logits.data()) memory.logits.assign(logits.begin(), logits.end());
@@ -342,6 +395,13 @@ std::span<const float> keep_infinite(std::span<const float> logits, Scratch& mem
 }
 
 }  // namespace
+
+std::span<const float> masked(std::span<const float> logits, std::span<const std::uint32_t> allowed) {
+  std::vector<float>& kept = scratch().masked;
+  kept.resize(logits.size());
+  keep_allowed(logits.data(), logits.size(), allowed.data(), kept.data());
+  return kept;
+}
 
 std::int32_t argmax(std::span<const float> logits) {
   std::vector<float>& maxima = scratch().maxima;
@@ -353,15 +413,9 @@ Drawn sample(const SamplingRow& row) {
   const SamplingSettings& settings = *row.settings;
   Scratch& memory = scratch();
   std::span<const float> logits = row.logits;
-  if (settings.penalises() || !settings.bias.empty() || !row.suppressed.empty()) {
-    memory.logits.assign(logits.begin(), logits.end());
-    const SamplingStatus status = apply_bias(settings, memory.logits);
+  if (settings.edits() || !row.suppressed.empty()) {
+    const SamplingStatus status = edit(row, memory);
     if (status != SamplingStatus::kOk) return {-1, status};
-    for (const std::int32_t id : row.suppressed) {
-      if (id >= 0 && static_cast<std::size_t>(id) < logits.size())
-        memory.logits[static_cast<std::size_t>(id)] = -kInfinity;
-    }
-    if (settings.penalises()) apply_penalties(row, memory.logits, memory);
     logits = memory.logits;
   }
   float max = find_maxima(logits, memory.maxima);

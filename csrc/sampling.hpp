@@ -4,10 +4,11 @@
 // on the instruction set. Probabilities are held as integers on a grid of 2^-44 of the most likely token's, so every
 // sum over the vocabulary is exact and its order does not matter.
 //
-// Order of one draw, as vLLM has it: logit_bias; suppressed ids (min_tokens); repetition, frequency and presence
-// penalties; temperature (0: the largest logit, the lowest id among equals); min_p; top_k; top_p; typical_p; then the
-// inverse of the cumulative distribution in order of token id. Filters break ties in favour of the lower id, and each
-// works on the renormalised survivors of the one before.
+// Order of one draw, as vLLM has it: allowed ids and logit_bias; suppressed ids (min_tokens, bad words, repeated
+// n-grams); repetition, frequency and presence penalties; DRY; temperature (0: the largest logit, the lowest id among
+// equals); min_p; top_k; top_p; typical_p; then the inverse of the cumulative distribution in order of token id.
+// Filters break ties in favour of the lower id, and each works on the renormalised survivors of the one before. A
+// grammar's mask comes before all of it (`masked`), and before log-probabilities are taken.
 //
 // Hostile logits: NaN counts as -inf. Where +inf occurs, only the tokens that have it are possible.
 #pragma once
@@ -17,6 +18,7 @@
 #include <span>
 #include <vector>
 
+#include "history.hpp"
 #include "random.hpp"
 
 namespace sixfold {
@@ -40,22 +42,28 @@ struct SamplingSettings {
   double frequency_penalty = 0.0;
   double presence_penalty = 0.0;
   std::vector<Bias> bias;
+  std::vector<std::uint32_t> allowed;  // a bit an id, as in `masked`; empty: all
+  std::vector<TokenIds> bad_words;
+  std::int64_t no_repeat_ngram = 0;  // 0: off
+  Dry dry;
 
   bool penalises() const { return repetition_penalty != 1.0 || frequency_penalty != 0.0 || presence_penalty != 0.0; }
+  bool looks_back() const { return !bad_words.empty() || no_repeat_ngram > 0 || dry.multiplier != 0.0; }
+  bool edits() const { return penalises() || looks_back() || !bias.empty() || !allowed.empty(); }
 };
 
 struct SamplingRow {
   std::span<const float> logits;  // [vocabulary]
   const SamplingSettings* settings = nullptr;
   DrawKey key;
-  std::span<const std::int32_t> tokens;      // prompt and output so far; read only if the settings penalise
-  std::size_t prompt_length = 0;             // how many of `tokens` are the prompt's
+  std::span<const std::int32_t> tokens;  // prompt and output so far; read only if the settings penalise or look back
+  std::size_t prompt_length = 0;         // how many of `tokens` are the prompt's
   std::span<const std::int32_t> suppressed;  // ids that must not be drawn now
 };
 
 enum class SamplingStatus : std::int32_t {
   kOk = 0,
-  kNothingPossible = 1,  // every logit is NaN or -inf, or was suppressed
+  kNothingPossible = 1,  // every logit is NaN or -inf, or was masked or suppressed
   kUnknownBiasId = 2,    // logit_bias names an id outside the vocabulary
 };
 
@@ -73,6 +81,10 @@ struct Alternative {
   std::int32_t id;
   double logprob;
 };
+
+// The logits of the ids whose bit is set in `allowed` (id i: bit i % 32 of word i / 32), -inf for the others. Lives in
+// working memory of this thread, until its next call. Needs a word for every 32 logits.
+std::span<const float> masked(std::span<const float> logits, std::span<const std::uint32_t> allowed);
 
 // Id of the largest logit, the lowest among equals; -1 if nothing is possible.
 std::int32_t argmax(std::span<const float> logits);

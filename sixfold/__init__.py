@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sixfold.config import EngineConfig, ServerConfig
     from sixfold.engine.async_engine import AsyncEngine
+    from sixfold.engine.beam_search import BeamSearchParams
     from sixfold.engine.llm import LLM
     from sixfold.errors import SixfoldError
-    from sixfold.types import CompletionOutput, RequestOutput, SamplingParams
+    from sixfold.types import CompletionOutput, RequestOutput, SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,8 @@ _HOMES = {
     "LLM": "sixfold.engine.llm",
     "AsyncEngine": "sixfold.engine.async_engine",
     "SamplingParams": "sixfold.types",
+    "StructuredOutputsParams": "sixfold.types",
+    "BeamSearchParams": "sixfold.engine.beam_search",
     "RequestOutput": "sixfold.types",
     "CompletionOutput": "sixfold.types",
     "EngineConfig": "sixfold.config",
@@ -37,12 +40,14 @@ _HOMES = {
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineConfig",
     "RequestOutput",
     "SamplingParams",
     "ServerConfig",
     "SixfoldError",
+    "StructuredOutputsParams",
 ]
 
 

@@ -18,6 +18,15 @@ class SamplingSettings:
         frequency_penalty: float,
         presence_penalty: float,
         logit_bias: Mapping[int, float],
+        allowed: Sequence[int] = ...,
+        bad_words: Sequence[Sequence[int]] = ...,
+        no_repeat_ngram: int = 0,
+        dry_multiplier: float = 0.0,
+        dry_base: float = 1.75,
+        dry_allowed_length: int = 2,
+        dry_last_n: int = -1,
+        dry_breaker_ids: Sequence[int] = ...,
+        dry_breakers: Sequence[Sequence[int]] = ...,
     ) -> None: ...
 
 def sample(
@@ -28,6 +37,8 @@ def sample(
     suppressed: list[Iterable[int] | None],
     logprobs: list[int],
     executor: Executor | None = None,
+    masks: NDArray[np.uint32] | None = None,
+    mask_of: Sequence[int] = ...,
 ) -> list[tuple[int, float | None, int | None, tuple[tuple[int, float], ...]]]: ...
 def argmax(logits: NDArray[np.float32], executor: Executor | None = None) -> list[int]: ...
 def score(

@@ -5,15 +5,55 @@ Owns: sampling parameters and outputs. Must not know: HTTP, the scheduler, or ho
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from sixfold.errors import InvalidRequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_CACHE_SALT = 256  # characters
+DRY_BREAKERS = ("\n", ":", '"', "*")  # no repeat goes across them; llama.cpp's
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOutputsParams:
+    """What the output must be: exactly one of the first five, with the names and meanings that vLLM users know.
+
+    ``json``: a JSON Schema, as text, an object, or a pydantic model class; kept as text. ``grammar``: Lark or GBNF.
+    JSON is written with one space after "," and ":", unless ``whitespace_pattern`` (a regex, matched wherever JSON
+    allows whitespace) or ``disable_any_whitespace`` says otherwise. ``disable_additional_properties``: objects with
+    ``properties`` have no others, unless their schema says so.
+    """
+
+    json: Any = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "json_object", self.json_object or None)
+        given = [name for name in STRUCTURED_KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InvalidRequestError(
+                f"structured_outputs has {' and '.join(given) or 'nothing that says what the output must be'}",
+                remedy=f"Give exactly one of {', '.join(STRUCTURED_KINDS)}",
+                param="structured_outputs",
+            )
+        if self.json is not None and not isinstance(self.json, str):
+            schema = self.json.model_json_schema() if hasattr(self.json, "model_json_schema") else self.json
+            object.__setattr__(self, "json", json.dumps(schema, ensure_ascii=False))
+        if self.choice is not None:
+            object.__setattr__(self, "choice", tuple(self.choice))
+
+
+STRUCTURED_KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +62,13 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_k`` 0 or -1 means the whole vocabulary. ``logprobs``/``prompt_logprobs`` count
     alternatives (0 = only the chosen token); they are taken from the raw logits, before any penalty or temperature.
-    ``seed`` None draws one per request. Raises :class:`InvalidRequestError` naming the field that is out of range.
+    ``seed`` None draws one per request. ``logit_bias``: by token id, or by a text, whose tokens all get it.
+    ``bad_words``: texts that must not be completed (vLLM's rule: the last token of one is not drawn after the others).
+    ``dry_*``: see ``csrc/history.hpp``. Raises :class:`InvalidRequestError` naming the field that is out of range.
     """
 
     n: int = 1
+    best_of: int | None = None  # choices that are computed, of which the n likeliest a token are given back
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -34,7 +77,15 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[Any, float] = field(default_factory=dict)  # by token id or text
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    no_repeat_ngram_size: int = 0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = DRY_BREAKERS
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -45,13 +96,19 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
+        object.__setattr__(self, "bad_words", tuple(self.bad_words or ()))
+        object.__setattr__(self, "dry_sequence_breakers", tuple(self.dry_sequence_breakers or ()))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
         self._check("n", self.n >= 1, "at least 1")
+        self._check("best_of", self.best_of is None or self.best_of >= self.n, "at least n")
         self._check("temperature", 0.0 <= self.temperature <= 100.0, "between 0 and 100")
         self._check("top_k", self.top_k >= -1, "-1 or 0 (off) or a positive count")
         self._check("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]")
@@ -60,6 +117,14 @@ class SamplingParams:
         self._check("repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "in (0, 100]")
         self._check("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "between -2 and 2")
         self._check("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "between -2 and 2")
+        self._check("allowed_token_ids", self.allowed_token_ids != (), "at least one id, or None for all")
+        self._check("bad_words", all(word.strip() for word in self.bad_words), "non-empty strings")
+        self._check("no_repeat_ngram_size", 0 <= self.no_repeat_ngram_size < 1 << 31, "0 (off) or a positive count")
+        self._check("dry_multiplier", 0.0 <= self.dry_multiplier <= 100.0, "between 0 and 100")
+        self._check("dry_base", 1.0 <= self.dry_base <= 100.0, "between 1 and 100")
+        self._check("dry_allowed_length", 1 <= self.dry_allowed_length < 1 << 31, "a positive count")
+        self._check("dry_penalty_last_n", -1 <= self.dry_penalty_last_n < 1 << 31, "-1 (all) or a count")
+        self._check("dry_sequence_breakers", all(self.dry_sequence_breakers), "non-empty strings")
         self._check("stop", all(self.stop), "non-empty strings")
         self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
         self._check("min_tokens", self.min_tokens >= 0, "at least 0")
@@ -110,6 +175,7 @@ class CompletionOutput:
     logprobs: tuple[PositionLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop string or stop token id that matched; None for end of sequence
+    cumulative_logprob: float | None = None  # of a beam search's
 
 
 @dataclass(frozen=True)
@@ -125,6 +191,7 @@ class RequestOutput:
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     # prompt tokens that were not run, since their KV was cached; None: none were looked for (the cache is off)
     num_cached_tokens: int | None = None
+    discarded_tokens: int = 0  # generated for choices that are not given back (best_of, beam search)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +204,7 @@ class StepStats:
     kv_usage: float  # share of the pages in use, 0..1
     tokens: int  # tokens run through the model: prompt, generated and recomputed
     prompt_tokens: int  # prompt tokens of the requests that sampled their first token in this step
-    generation_tokens: int  # tokens sampled
+    generation_tokens: int  # tokens sampled, and those that a grammar appended
     preemptions: int
     first_token_latencies: tuple[float, ...]  # since arrival, one a sequence that sampled its first token
     inter_token_latencies: tuple[float, ...]  # since the previous token, one a later token

@@ -43,6 +43,7 @@ class Watch:
     def __init__(self) -> None:
         self.report: Report = lambda finished: None
         self.duration: Callable[[float], None] = lambda seconds: None  # told of every step
+        self.stepped: Callable[[StepStats], None] = lambda stats: None  # all of it
         self.reset()
 
     def reset(self) -> None:
@@ -54,6 +55,7 @@ class Watch:
         self.first += stats.first_token_latencies
         self.between += stats.inter_token_latencies
         self.duration(stats.duration)
+        self.stepped(stats)
 
     def on_request_finished(self, stats: FinishedStats, /) -> None:
         self.finished += 1
@@ -81,6 +83,7 @@ class Bench:
         self.isa = getattr(executor, "isa", None)
         self.stats = loaded.core.stats
         self.forget_prefixes = loaded.core.reset_prefix_cache
+        self.core = loaded.core
         self._runner = loaded.core.runner
         self._limits = loaded.core.limits
         self._llm = LLM.from_loaded(loaded)
@@ -176,13 +179,27 @@ class Bench:
 
     def run(self, prompts: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[RequestOutput]:
         """Requests that begin together, each with so many new tokens."""
-        self._watch.reset()
         params = [SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True) for count in wanted]
+        return self.generate(prompts, params)
+
+    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+        """Requests that begin together. Raises InvalidRequestError if one fails."""
+        self._watch.reset()
         outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
         for output in outputs:
             if output.outputs[0].finish_reason == "error":
                 raise InvalidRequestError("A request failed", cause=str(output.outputs[0].stop_reason))
         return outputs
+
+    def steps(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[StepStats]:
+        """The steps that these requests take."""
+        steps: list[StepStats] = []
+        self._watch.stepped = steps.append
+        try:
+            self.generate(prompts, params)
+        finally:
+            self._watch.stepped = lambda stats: None
+        return steps
 
     def close(self) -> None:
         self._llm.close()

@@ -35,6 +35,10 @@ class TokenDecoder(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def eos_ids(self) -> frozenset[int]: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    def encode(self, text: str, /, *, add_special: bool = True, parse_special: bool = True) -> list[int]: ...
+    def is_special(self, token_id: int, /) -> bool: ...
     def token_bytes(self, token_id: int, /) -> bytes: ...
     def stream(self, *, skip_special: bool = True, continuation: bool = False) -> TokenStream: ...
 
@@ -53,19 +57,18 @@ class Completion:
         self.last_token = 0.0
 
     def advance(self, drawn: Sampled) -> CompletionOutput:
-        """Appends a token: the delta it makes. Sets the sequence's finish reason if it ends here."""
+        """Appends a token, and those that are sure to follow it: the delta they make. Sets the sequence's finish reason
+        if it ends here."""
         sequence = self.sequence
-        sequence.token_ids.append(drawn.token_id)
-        stop = token_stop(sequence)
-        text, matched = self._decode(drawn.token_id, stop)
-        if matched is not None:
-            stop = Stop("stop", matched)
-        if stop is not None:
-            sequence.finish_reason, sequence.stop_reason = stop.reason, stop.detail
-        logprobs = None if drawn.logprob is None else (position_logprobs(drawn, self._decoder),)
-        return CompletionOutput(
-            sequence.index, text, (drawn.token_id,), logprobs, sequence.finish_reason, sequence.stop_reason
-        )
+        text = self._append(drawn.token_id)
+        tokens = [drawn]
+        if sequence.constraint is not None:
+            while sequence.finish_reason is None and (forced := sequence.constraint.forced) is not None:
+                tokens.append(_certain(forced, sequence.params.logprobs))
+                text += self._append(forced)
+        logprobs = None if drawn.logprob is None else tuple(position_logprobs(t, self._decoder) for t in tokens)
+        ids = tuple([token.token_id for token in tokens])
+        return CompletionOutput(sequence.index, text, ids, logprobs, sequence.finish_reason, sequence.stop_reason)
 
     def end(self, reason: FinishReason, detail: str | None = None) -> CompletionOutput:
         """The last delta of a choice that ends from outside (abort, error)."""
@@ -73,10 +76,24 @@ class Completion:
         logprobs = None if self.sequence.params.logprobs is None else ()
         return CompletionOutput(self.sequence.index, "", (), logprobs, reason, detail)
 
+    def _append(self, token_id: int) -> str:
+        """The text that may be shown now."""
+        sequence = self.sequence
+        sequence.token_ids.append(token_id)
+        if sequence.constraint is not None and token_id not in sequence.request.stop_ids:
+            sequence.constraint.accept(token_id)
+        stop = token_stop(sequence)
+        text, matched = self._decode(token_id, stop)
+        if matched is not None:
+            stop = Stop("stop", matched)
+        if stop is not None:
+            sequence.finish_reason, sequence.stop_reason = stop.reason, stop.detail
+        return text
+
     def _decode(self, token_id: int, stop: Stop | None) -> tuple[str, str | None]:
         """The text that may be shown now, and the stop string that ended it."""
         params = self.sequence.params
-        hidden = stop is not None and stop.reason == "stop" and not params.include_stop_str_in_output
+        hidden = stop is not None and stop.by_token and not params.include_stop_str_in_output
         text = "" if hidden else self._stream.feed(token_id)
         if stop is not None:
             text += self._stream.flush()
@@ -86,6 +103,13 @@ class Completion:
         if stop is not None and matched is None:
             text += self._stops.flush()
         return text, matched
+
+
+def _certain(token_id: int, alternatives: int | None) -> Sampled:
+    """A token that is the only one allowed, as the sampler would have reported it."""
+    if alternatives is None:
+        return Sampled(token_id)
+    return Sampled(token_id, 0.0, 1, ((token_id, 0.0),) if alternatives else ())
 
 
 class Answer:

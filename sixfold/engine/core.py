@@ -15,12 +15,15 @@ import numpy as np
 
 from sixfold.cache import Tier
 from sixfold.engine.completion import Answer, Completion, TokenDecoder
+from sixfold.engine.constraint import MaskStage
+from sixfold.engine.grammar import Grammars
 from sixfold.engine.kv_cache import KVCache
 from sixfold.engine.kv_tiers import TieredPrefixes
 from sixfold.engine.kv_waste import WasteMeter
 from sixfold.engine.limits import Limits
 from sixfold.engine.prefix_cache import NoPrefixCache, PrefixCache, Prefixes
 from sixfold.engine.prefix_key import PrefixRoot
+from sixfold.engine.request_rules import RequestRules
 from sixfold.engine.runner import Runner
 from sixfold.engine.sampler import Sampled, Sampler, SamplingFailure
 from sixfold.engine.scheduler import Schedule, Scheduler
@@ -28,6 +31,7 @@ from sixfold.engine.sequence import Request, Sequence, Status, choices
 from sixfold.engine.stats import EngineStats, StepRecord, Totals
 from sixfold.errors import InvalidRequestError, SixfoldError
 from sixfold.runtime.batch import Executor
+from sixfold.runtime.native import usable_cores
 from sixfold.types import CompletionOutput, FinishedStats, FinishReason, RequestOutput, StepStats
 
 log = logging.getLogger(__name__)
@@ -59,12 +63,17 @@ class EngineCore:
         they go when memory is short, and come back from."""
         self.cache = KVCache(executor.num_pages)
         self.prefixes = _prefixes(self.cache, executor, prefix_root, tier)
-        self.limits = Limits(executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed)
+        self.grammars = Grammars(tokenizer, executor.vocab_size)
+        self.limits = Limits(
+            executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed,
+            RequestRules(tokenizer, executor.vocab_size, self.grammars),
+        )  # fmt: skip
         self.scheduler = Scheduler(
             self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         )  # fmt: skip
         self.approximations: tuple[str, ...] = executor.approximations  # what makes tokens differ from the plain path
         self.runner = Runner(executor)
+        self.masks = MaskStage(self.grammars.fill, executor.vocab_size, ahead=_spare_core(executor))
         self.sampler = Sampler(executor.team)
         self.totals = Totals()
         self.waste = WasteMeter(executor.page_bytes)
@@ -103,10 +112,11 @@ class EngineCore:
         record.allocation = self.scheduler.allocation
         self._mark_started(schedule, record)
         try:
+            masks = self.masks.begin([row.sequence.constraint for row in schedule.rows if row.samples])
             self.runner.forward(schedule)
             self._score_prompts(schedule)
             sequences, logits = self.runner.sampling_logits(schedule)
-            drawn = self.sampler.sample(sequences, logits)
+            drawn = self.sampler.sample(sequences, logits, masks.result())
         except Exception as error:
             log.exception("A step failed; the %d sequences in it end with an error", len(schedule.rows))
             outputs = self._fail(schedule, error)
@@ -130,6 +140,8 @@ class EngineCore:
 
     def close(self) -> None:
         """The engine stops; what is cached may be stored for the next one. May take seconds."""
+        self.masks.close()
+        self.grammars.close()
         self.prefixes.close()
 
     def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
@@ -168,11 +180,12 @@ class EngineCore:
             try:
                 if isinstance(token, SamplingFailure):
                     raise token.error
-                deltas.append(completion.advance(token))
+                delta = completion.advance(token)
+                deltas.append(delta)
             except Exception as error:
                 failed[answer] = error
                 continue
-            record.token(completion, now)
+            record.advanced(completion, len(delta.token_ids), now)
             if sequence.finish_reason is not None:
                 self._finish(answer, completion, now)
         return [self._output(answer, deltas, failed.get(answer)) for answer, deltas in advanced.items()]
@@ -222,6 +235,11 @@ def _prefixes(cache: KVCache, executor: Executor, root: PrefixRoot | None, tier:
         return NoPrefixCache()
     prefixes = PrefixCache(cache, root)
     return prefixes if tier is None else TieredPrefixes(prefixes, executor, tier)
+
+
+def _spare_core(executor: Executor) -> bool:
+    """Whether this process may use a core that the executor leaves."""
+    return executor.team is None or usable_cores() > executor.team.threads
 
 
 def _tell(hook: Callable[[T], None], stats: T) -> None:

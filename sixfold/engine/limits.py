@@ -11,7 +11,9 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 
 from sixfold.engine.kv_cache import pages_for
+from sixfold.engine.request_rules import RequestRules
 from sixfold.engine.sequence import Request
+from sixfold.engine.token_rules import NO_RULES
 from sixfold.errors import ContextLengthError, InvalidRequestError
 from sixfold.runtime.batch import PAGE_SIZE
 from sixfold.types import MAX_CACHE_SALT, SamplingParams
@@ -24,6 +26,7 @@ class Limits:
     max_model_len: int  # tokens, prompt and output together
     num_pages: int
     seed: int = 0  # base of the seeds for requests that bring none
+    rules: RequestRules | None = None  # None: no parameter may speak of text (tests)
     _seeds: random.Random = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -43,23 +46,41 @@ class Limits:
         """Raises InvalidRequestError or ContextLengthError with the numbers and the option to change."""
         self.check(prompt_ids, params)
         _check_salt(cache_salt)
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
+        rules, constrain = NO_RULES, None
+        if self.rules is not None:
+            rules = self.rules.tokens(params)
+            constrain = self.rules.constraint(params, stop_ids)
         return Request(
             id=request_id,
             prompt_ids=tuple(prompt_ids),
             params=params,
             max_tokens=self._max_tokens(len(prompt_ids), params.max_tokens),
             seed=(self._seeds.getrandbits(64) if params.seed is None else params.seed) & (2**64 - 1),
-            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
+            stop_ids=stop_ids,
             priority=priority,
             arrival=arrival,
             prompt=prompt,
             cache_salt=cache_salt,
+            rules=rules,
+            constrain=constrain,
         )
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Does the part of :meth:`accept` that may take long, on another thread. Raises InvalidRequestError."""
+        if self.rules is not None:
+            await self.rules.prepare(params)
 
     def check(self, prompt_ids: List[int], params: SamplingParams) -> None:
         """Raises what :meth:`accept` raises."""
+        if params.best_of is not None:
+            raise InvalidRequestError(
+                "best_of is not available in a stream", cause="the best choice is known at the end",
+                remedy="Use LLM.generate(), or leave it out", param="best_of",
+            )  # fmt: skip
         self._check_ids(prompt_ids, "prompt")
-        self._check_ids(params.logit_bias, "logit_bias")
+        self._check_ids((key for key in params.logit_bias if isinstance(key, int)), "logit_bias")
+        self._check_ids(params.allowed_token_ids or (), "allowed_token_ids")
         self._check_ids(params.stop_token_ids, "stop_token_ids")
         if not prompt_ids:
             raise InvalidRequestError(

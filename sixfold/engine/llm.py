@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Self
 from sixfold import config as settings
 from sixfold import store
 from sixfold.config import EngineConfig
+from sixfold.engine.beam_search import BeamSearch, BeamSearchParams, beam_output, next_position
+from sixfold.engine.best_of import select, widen
 from sixfold.engine.collect import Collector
 from sixfold.engine.loader import LoadedEngine, load_engine
 from sixfold.engine.sequence import Request
@@ -102,6 +104,32 @@ class LLM:
             prompts.append(_Tokens(text, self.tokenizer.encode_chat(text)))
         return self._complete(prompts, sampling_params, use_tqdm)
 
+    def beam_search(self, prompts: Prompt | List[Prompt], params: BeamSearchParams) -> list[RequestOutput]:
+        """For each prompt the ``beam_width`` best continuations, best first, with their ``cumulative_logprob``.
+
+        Each round is one batch over all prompts and beams. Raises InvalidRequestError and ContextLengthError.
+        """
+        several: List[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else prompts
+        tokens = [self._tokens(prompt) for prompt in several]
+        for prompt in tokens:
+            self._core.limits.check(prompt.ids, dataclasses.replace(params.step, max_tokens=params.max_tokens))
+        searches = [BeamSearch(params, self.tokenizer.eos_ids) for _ in tokens]
+        while any(search.live for search in searches):
+            asks = [
+                prompt._replace(ids=[*prompt.ids, *beam.token_ids])
+                for prompt, search in zip(tokens, searches, strict=True)
+                for beam in search.live
+            ]
+            found = iter(self._complete(asks, params.step, use_tqdm=False))
+            for search in searches:
+                search.extend([next_position(next(found)) for _ in search.live])
+        return [
+            beam_output(
+                f"offline-{next(self._ids)}", prompt.ids, prompt.text, search, self.tokenizer.decode, params.logprobs
+            )
+            for prompt, search in zip(tokens, searches, strict=True)
+        ]
+
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Deltas of one request as they come. Closing the iterator ends the request."""
         request = self._accept(self._tokens(prompt), sampling_params or SamplingParams())
@@ -140,7 +168,7 @@ class LLM:
                 f"There are {len(prompts)} prompts and {len(each)} sampling parameters",
                 remedy="Give one set for all prompts, or one each",
             )
-        requests = [self._accept(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+        requests = [self._accept(prompt, widen(one)) for prompt, one in zip(prompts, each, strict=True)]
         collectors = {request.id: Collector() for request in requests}
         receivers = {request_id: collector.add for request_id, collector in collectors.items()}
         with self._running(requests, receivers), _progress(use_tqdm, len(requests)) as report:
@@ -149,7 +177,7 @@ class LLM:
                 self._step()
                 left &= self._receivers.keys()
                 report(len(requests) - len(left))
-        return [collector.result() for collector in collectors.values()]
+        return [select(collector.result(), one) for collector, one in zip(collectors.values(), each, strict=True)]
 
     def _stream(self, request: Request) -> Iterator[RequestOutput]:
         arrived: deque[RequestOutput] = deque()

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sixfold import _native
+from sixfold.engine.constraint import NO_MASKS, Masks, TokenConstraint
+from sixfold.engine.token_rules import TokenRules
 from sixfold.errors import InvalidRequestError, SixfoldError
 from sixfold.types import SamplingParams
 
@@ -28,6 +30,10 @@ class SamplingRow(Protocol):
 
     @property
     def params(self) -> SamplingParams: ...
+    @property
+    def rules(self) -> TokenRules: ...
+    @property
+    def constraint(self) -> TokenConstraint | None: ...
     @property
     def seed(self) -> int: ...  # 64 bits
     @property
@@ -62,30 +68,40 @@ class Sampler:
     def __init__(self, team: _native.Executor | None = None) -> None:
         self._team = team
 
-    def sample(self, rows: Sequence[SamplingRow], logits: NDArray[np.float32]) -> list[Sampled | SamplingFailure]:
-        """Draws the token at index ``len(token_ids)`` of each sequence from its row of ``logits`` [R, vocabulary]."""
+    def sample(
+        self, rows: Sequence[SamplingRow], logits: NDArray[np.float32], masks: Masks = NO_MASKS
+    ) -> list[Sampled | SamplingFailure]:
+        """Draws the token at index ``len(token_ids)`` of each sequence from its row of ``logits`` [R, vocabulary].
+
+        A mask takes tokens out before everything else, so log-probabilities are of those that are left, as in vLLM.
+        """
         for row in rows:
             state = row.sampler_state
             if state is None:
-                state = row.sampler_state = _Recipe(row.params)
-            if not state.plain or row.forbidden_ids:
+                state = row.sampler_state = _Recipe(row.params, row.rules)
+            if not state.plain or row.forbidden_ids or masks.words is not None:
                 break
         else:  # the common case of plain greedy decoding needs no arguments but the logits
             return [
-                Sampled(token_id) if token_id >= 0 else _failure(token_id)
-                for token_id in _native.argmax(logits, self._team)
+                Sampled(token_id) if token_id >= 0 else _failure(token_id, row)
+                for token_id, row in zip(_native.argmax(logits, self._team), rows, strict=True)
             ]
         recipes = [_recipe(row) for row in rows]
         drawn = _native.sample(
             logits,
             [recipe.settings for recipe in recipes],
             np.array([_key(row) for row in rows], dtype=np.uint64),
-            [row.token_ids if recipe.penalises else None for row, recipe in zip(rows, recipes, strict=True)],
+            [row.token_ids if recipe.looks_back else None for row, recipe in zip(rows, recipes, strict=True)],
             [row.forbidden_ids or None for row in rows],
             [recipe.logprobs for recipe in recipes],
             self._team,
+            masks.words,
+            masks.of,
         )
-        return [Sampled._make(fields) if fields[0] >= 0 else _failure(fields[0]) for fields in drawn]
+        return [
+            Sampled._make(fields) if fields[0] >= 0 else _failure(fields[0], row)
+            for fields, row in zip(drawn, rows, strict=True)
+        ]
 
     def score(self, logits: NDArray[np.float32], targets: NDArray[np.int32], top: int) -> list[Sampled]:
         """How likely ``targets`` [R] are under ``logits`` [R, vocabulary], with ``top`` alternatives each.
@@ -98,9 +114,9 @@ class Sampler:
 class _Recipe:
     """What stays the same for all tokens of a sequence, in the native sampler's form."""
 
-    __slots__ = ("logprobs", "penalises", "plain", "settings")
+    __slots__ = ("logprobs", "looks_back", "plain", "settings")
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, rules: TokenRules) -> None:
         self.settings = _native.SamplingSettings(
             temperature=params.temperature,
             top_k=min(params.top_k, 1 << 31),
@@ -110,16 +126,28 @@ class _Recipe:
             repetition_penalty=params.repetition_penalty,
             frequency_penalty=params.frequency_penalty,
             presence_penalty=params.presence_penalty,
-            logit_bias=dict(params.logit_bias),
+            logit_bias=rules.bias,
+            allowed=rules.allowed,
+            bad_words=rules.bad_words,
+            no_repeat_ngram=params.no_repeat_ngram_size,
+            dry_multiplier=params.dry_multiplier,
+            dry_base=params.dry_base,
+            dry_allowed_length=params.dry_allowed_length,
+            dry_last_n=params.dry_penalty_last_n,
+            dry_breaker_ids=rules.dry_breaker_ids,
+            dry_breakers=rules.dry_breakers,
         )
         self.logprobs = -1 if params.logprobs is None else params.logprobs
-        self.penalises = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0)
-        self.plain = params.greedy and not (self.penalises or params.logit_bias or self.logprobs >= 0)
+        penalises = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0)
+        self.looks_back = bool(
+            penalises or rules.bad_words or params.no_repeat_ngram_size or params.dry_multiplier
+        )  # at the tokens so far
+        self.plain = params.greedy and not (self.looks_back or rules.bias or rules.allowed or self.logprobs >= 0)
 
 
 def _recipe(row: SamplingRow) -> _Recipe:
     if row.sampler_state is None:
-        row.sampler_state = _Recipe(row.params)
+        row.sampler_state = _Recipe(row.params, row.rules)
     recipe: _Recipe = row.sampler_state
     return recipe
 
@@ -128,7 +156,9 @@ def _key(row: SamplingRow) -> tuple[int, int, int, int]:
     return row.seed & SEED_MASK, row.index, len(row.token_ids), row.prompt_length
 
 
-def _failure(status: int) -> SamplingFailure:
+def _failure(status: int, row: SamplingRow) -> SamplingFailure:
+    if row.constraint is not None and row.constraint.error is not None:
+        return SamplingFailure(row.constraint.error)
     if status == -2:
         return SamplingFailure(
             InvalidRequestError(
@@ -140,7 +170,8 @@ def _failure(status: int) -> SamplingFailure:
     return SamplingFailure(
         SixfoldError(
             "No token can be sampled",
-            cause="every logit of the model is NaN or -inf, or forbidden by logit_bias or min_tokens",
+            cause="every logit of the model is NaN or -inf, or forbidden by what the request demands (min_tokens, "
+            "bad_words, allowed_token_ids, no_repeat_ngram_size, structured_outputs)",
             remedy="Check the model file; if other requests succeed, relax the parameters of this one",
         )
     )

@@ -7,12 +7,15 @@ thread: the scheduler moves its status and pages, the core appends its tokens.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sixfold.engine.constraint import TokenConstraint
 from sixfold.engine.kv_cache import PageTable
 from sixfold.engine.prefix_tree import Entry
 from sixfold.engine.sampler import Sampled
+from sixfold.engine.token_rules import NO_RULES, TokenRules
 from sixfold.types import FinishReason, SamplingParams
 
 NOTHING: frozenset[int] = frozenset()
@@ -33,6 +36,8 @@ class Request:
     arrival: float = 0.0  # seconds on the monotonic clock
     prompt: str | None = None
     cache_salt: str | None = None  # only requests of the same salt begin with each other's pages
+    rules: TokenRules = NO_RULES  # the parameters that speak of text, in token ids
+    constrain: Callable[[], TokenConstraint] | None = None  # makes one for each choice
 
 
 class Status(enum.Enum):
@@ -65,10 +70,15 @@ class Sequence:
     stop_reason: int | str | None = None
     prompt_logprobs: list[Sampled | None] | None = None  # choice 0 only; grows with the prefill
     sampler_state: Any = None  # whatever the sampler wants to keep with the sequence
+    constraint: TokenConstraint | None = None  # what must be followed beside the parameters; told of every token
 
     @property
     def params(self) -> SamplingParams:
         return self.request.params
+
+    @property
+    def rules(self) -> TokenRules:
+        return self.request.rules
 
     @property
     def seed(self) -> int:
@@ -82,6 +92,8 @@ class Sequence:
     def forbidden_ids(self) -> frozenset[int]:
         """The ids that must not be sampled next: whatever would end the sequence before ``min_tokens``."""
         request = self.request
+        if self.constraint is not None:  # it knows whether anything else is possible
+            return NOTHING
         if request.params.min_tokens > len(self.token_ids) - self.prompt_length:
             return request.stop_ids
         return NOTHING
@@ -110,6 +122,7 @@ def choices(request: Request, serial: int) -> tuple[Sequence, ...]:
             order=(request.priority, request.arrival, serial, index),
             token_ids=list(request.prompt_ids),
             prompt_length=len(request.prompt_ids),
+            constraint=None if request.constrain is None else request.constrain(),
         )
         for index in range(request.params.n)
     )

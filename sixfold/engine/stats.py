@@ -23,6 +23,7 @@ class Totals:
     steps: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    jumped_tokens: int = 0  # of them, those that a grammar forced and no step sampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class EngineStats:
     preemptions: int
     steps: int
     finished: int  # choices
+    jumped_tokens: int = 0  # generated ones that a grammar forced and no step sampled
     fetched_tokens: int = 0  # whose KV came from the tier
     foreseen_tokens: int = 0  # of them, before a request asked
     tier: dict[str, TierCounts] | None = None  # by place; None: there is none
@@ -83,6 +85,7 @@ class EngineStats:
             preemptions=scheduler.preemptions,
             steps=totals.steps,
             finished=totals.finished,
+            jumped_tokens=totals.jumped_tokens,
             fetched_tokens=prefixes.fetched_tokens,
             foreseen_tokens=prefixes.foreseen_tokens,
             tier=prefixes.tier,
@@ -100,9 +103,11 @@ class StepRecord:
     prompt_tokens: int = 0
     first_token: list[float] = field(default_factory=list)
     inter_token: list[float] = field(default_factory=list)
+    jumped: int = 0  # tokens that were appended beside a sampled one
 
-    def token(self, completion: Completion, now: float) -> None:
-        """A choice got its next token."""
+    def advanced(self, completion: Completion, tokens: int, now: float) -> None:
+        """A choice got its next token, and more that came with it: those have no latency of their own."""
+        self.jumped += tokens - 1
         if completion.first_token is None:
             completion.first_token = now
             self.first_token.append(now - completion.sequence.request.arrival)
@@ -115,7 +120,12 @@ class StepRecord:
     def add_to(self, totals: Totals) -> None:
         totals.steps += 1
         totals.prompt_tokens += self.prompt_tokens
-        totals.generation_tokens += len(self.first_token) + len(self.inter_token)
+        totals.generation_tokens += self.generated
+        totals.jumped_tokens += self.jumped
+
+    @property
+    def generated(self) -> int:
+        return len(self.first_token) + len(self.inter_token) + self.jumped
 
     def stats(self, cache: KVCache, scheduler: Scheduler, now: float) -> StepStats:
         return StepStats(
@@ -125,7 +135,7 @@ class StepRecord:
             kv_usage=1.0 - cache.num_free / cache.num_pages,
             tokens=self.tokens,
             prompt_tokens=self.prompt_tokens,
-            generation_tokens=len(self.first_token) + len(self.inter_token),
+            generation_tokens=self.generated,
             preemptions=scheduler.preemptions - self.preemptions,
             first_token_latencies=tuple(self.first_token),
             inter_token_latencies=tuple(self.inter_token),

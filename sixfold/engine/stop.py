@@ -16,18 +16,22 @@ from sixfold.types import FinishReason
 class Stop:
     reason: FinishReason
     detail: int | str | None = None  # the stop id or stop string; None for end of sequence and for a limit
+    by_token: bool = False  # the newest token says so, and is no text
 
 
 LENGTH = Stop("length")
+COMPLETE = Stop("stop")
 
 
 def token_stop(sequence: Sequence) -> Stop | None:
-    """Whether the sequence's newest token ends it, by its id or as the last that is allowed."""
+    """Whether the sequence's newest token ends it: by its id, because nothing may follow, or at ``max_tokens``."""
     request = sequence.request
     newest = sequence.token_ids[-1]
     generated = sequence.num_generated
     if newest in request.stop_ids:  # not sampled before min_tokens: see Sequence.forbidden_ids
-        return Stop("stop", newest if newest in request.params.stop_token_ids else None)
+        return Stop("stop", newest if newest in request.params.stop_token_ids else None, by_token=True)
+    if sequence.constraint is not None and sequence.constraint.complete:
+        return COMPLETE
     return LENGTH if generated >= request.max_tokens else None
 
 

@@ -50,6 +50,7 @@ class Generation:
         retry_after: Callable[[], float | None],
     ) -> Generation:
         """Queues every prompt. Raises the engine's errors before any of them costs computation."""
+        await engine.prepare(params)
         for prompt in prompts[1:]:  # the first is checked by generate()
             engine.validate(prompt.ids, params)
         streams: list[RequestStream] = []

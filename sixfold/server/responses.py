@@ -72,9 +72,14 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None)
 def usage_of(outputs: Sequence[RequestOutput], *, only_prompt: bool = False) -> dict[str, Any]:
     return usage(
         sum(len(output.prompt_token_ids) for output in outputs),
-        0 if only_prompt else sum(len(choice.token_ids) for output in outputs for choice in output.outputs),
+        0 if only_prompt else sum(map(generated_tokens, outputs)),
         cached_sum(output.num_cached_tokens for output in outputs),
     )
+
+
+def generated_tokens(output: RequestOutput) -> int:
+    """Those of choices that are not given back count too: they were computed."""
+    return output.discarded_tokens + sum(len(choice.token_ids) for choice in output.outputs)
 
 
 def cached_sum(counts: Iterable[int | None]) -> int | None:

@@ -14,7 +14,6 @@ from sixfold.errors import EngineDeadError
 from sixfold.server import body
 from sixfold.server.completions import CompletionChoices
 from sixfold.server.error_body import DrainingError
-from sixfold.server.generation import Generation, until_disconnect
 from sixfold.server.openai import ChatRequest, CompletionRequest, DetokenizeRequest, Prompt, TokenizeRequest
 from sixfold.server.responses import VERSION, chat_response, model_card, usage_of
 from sixfold.server.sampling_fields import StreamOptions
@@ -40,12 +39,12 @@ async def chat_completions(request: Request) -> Response:
     ask = await body.read(request, ChatRequest)
     head = state.head("chatcmpl", ask.model)
     params = ask.params(state.config)
-    prompt = await state.tokenize_chat(ask.messages, ask)
-    generation = await state.start([prompt], params, ask)
+    prompts = state.cut([await state.tokenize_chat(ask.messages, ask)], params, ask)
     as_id = ask.return_tokens_as_token_ids
     if ask.stream:
+        generation = await state.start(prompts, params, ask)
         return EventStream(generation, ChatEvents(head, ask.stream_options or StreamOptions(), as_id))
-    (output,) = await _whole(request, generation)
+    (output,) = await state.whole(request, prompts, params, ask)
     return JSONResponse(chat_response(head, output, as_id))
 
 
@@ -55,8 +54,7 @@ async def completions(request: Request) -> Response:
     ask = await body.read(request, CompletionRequest)
     head = state.head("cmpl", ask.model)
     params = ask.params(state.config)
-    prompts = await state.tokenize(ask.prompt, ask.add_special_tokens)
-    generation = await state.start(prompts, params, ask)
+    prompts = state.cut(await state.tokenize(ask.prompt, ask.add_special_tokens), params, ask)
     tokenizer = state.engine.tokenizer
     texts: list[str] = []
     if ask.echo:
@@ -64,18 +62,12 @@ async def completions(request: Request) -> Response:
     choices = CompletionChoices(ask, tokenizer, texts)
     if ask.stream:
         options = ask.stream_options or StreamOptions()
+        generation = await state.start(prompts, params, ask)
         return EventStream(generation, CompletionEvents(head, options, choices, ask.only_prompt))
-    outputs = await _whole(request, generation)
+    outputs = await state.whole(request, prompts, params, ask)
     listed = [choice for i, output in enumerate(outputs) for choice in choices.with_prompt_logprobs(i, output)]
     usage = usage_of(outputs, only_prompt=ask.only_prompt)
     return JSONResponse({**head.fields("text_completion"), "choices": listed, "usage": usage})
-
-
-async def _whole(request: Request, generation: Generation) -> Any:
-    try:
-        return await until_disconnect(request, generation.results())
-    finally:
-        await generation.aclose()
 
 
 @router.get("/v1/models")

@@ -12,9 +12,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from sixfold.config import ServerConfig
+from sixfold.engine.beam_search import BeamSearchParams
 from sixfold.errors import InvalidRequestError
 from sixfold.server.body import clip, kind_of, unknown_field
-from sixfold.types import MAX_CACHE_SALT, SamplingParams
+from sixfold.server.structured_fields import STRUCTURED_FIELDS, structured_outputs
+from sixfold.types import DRY_BREAKERS, MAX_CACHE_SALT, SamplingParams
 
 # Bounds that native code and the seed's arithmetic can hold; meaning is checked by SamplingParams.
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
@@ -39,18 +41,36 @@ def _stop_token_ids(value: Any) -> list[int]:
     return value
 
 
-def _logit_bias(value: Any) -> dict[int, float]:
-    if not isinstance(value, dict):
-        raise _wrong("logit_bias", value, "an object from token id to a number between -100 and 100")
-    bias: dict[int, float] = {}
-    for key, amount in value.items():
+def _logit_bias(value: Any) -> dict[int | str, float]:
+    """OpenAI's object from token id to amount, where any other key is a text; or llama.cpp's array of pairs, in which
+    ``false`` forbids."""
+    if not isinstance(value, dict | list):
+        raise _wrong("logit_bias", value, "an object from token id or text to a number between -100 and 100")
+    bias: dict[int | str, float] = {}
+    for pair in value.items() if isinstance(value, dict) else value:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise _wrong("logit_bias", pair, "pairs of a token id or text and a number")
+        key, amount = pair
         # isascii: "²".isdigit() holds, but is no number.
-        if not (key.isascii() and key.isdigit() and len(key) <= 9):
-            raise _wrong("logit_bias", key, "token ids as keys, written as decimal strings")
+        if isinstance(value, dict) and key.isascii() and key.isdigit() and len(key) <= 9:
+            key = int(key)
+        if key == "" or type(key) not in (int, str) or (isinstance(key, int) and not 0 <= key < 2**31):
+            raise _wrong("logit_bias", key, "token ids or texts as keys")
+        if isinstance(value, list) and amount is False:
+            amount = -100
         if type(amount) not in (int, float) or not -100 <= amount <= 100:
             raise _wrong("logit_bias", amount, "numbers between -100 and 100")
-        bias[int(key)] = float(amount)
+        bias[key] = float(amount)
     return bias
+
+
+def _texts(name: str) -> Callable[[Any], list[str]]:
+    def check(value: Any) -> list[str]:
+        if not isinstance(value, list) or not all(isinstance(s, str) and s for s in value):
+            raise _wrong(name, value, "an array of non-empty strings")
+        return value
+
+    return check
 
 
 Stop = Annotated[
@@ -62,10 +82,15 @@ TokenIds = Annotated[
     list[int], PlainValidator(_stop_token_ids), WithJsonSchema({"type": "array", "items": {"type": "integer"}})
 ]
 LogitBias = Annotated[
-    dict[int, float],
+    dict[int | str, float],
     PlainValidator(_logit_bias),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}}),
 ]
+
+
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+BadWords = Annotated[list[str], PlainValidator(_texts("bad_words")), WithJsonSchema(_STRINGS)]
+Breakers = Annotated[list[str], PlainValidator(_texts("dry_sequence_breakers")), WithJsonSchema(_STRINGS)]
 
 
 @dataclass(frozen=True)
@@ -106,29 +131,10 @@ def _empty(value: Any) -> bool:
     return value in ("", [], {})
 
 
-def _plain_text(value: Any) -> bool:
-    return bool(value == {"type": "text"})
-
-
-_LATER = "structured output is not built into this server yet"
 REFUSED: Mapping[str, Refusal] = {
-    "response_format": Refusal(_plain_text, _LATER),
-    "structured_outputs": Refusal(_empty, _LATER),
-    "guided_json": Refusal(_empty, _LATER),
-    "guided_regex": Refusal(_empty, _LATER),
-    "guided_choice": Refusal(_empty, _LATER),
-    "guided_grammar": Refusal(_empty, _LATER),
-    "best_of": Refusal(_one_of(1), "only n is supported; it returns every choice that is computed"),
-    "use_beam_search": Refusal(_one_of(False), "beam search is not supported"),
-    "length_penalty": Refusal(_one_of(1, 1.0), "it belongs to beam search, which is not supported"),
-    "early_stopping": Refusal(_one_of(False), "it belongs to beam search, which is not supported"),
-    "truncate_prompt_tokens": Refusal(_one_of(-1), "prompts are never cut; shorten the prompt instead"),
-    "allowed_token_ids": Refusal(_empty, "it is not supported; logit_bias can favour tokens"),
-    "bad_words": Refusal(_empty, "it is not supported; logit_bias can forbid tokens"),
     "logits_processors": Refusal(_empty, "code from clients is never run"),
     "prompt_embeds": Refusal(_empty, "prompts are text or token ids"),
     "return_token_ids": Refusal(_one_of(False), "it is not supported; use return_tokens_as_token_ids with logprobs"),
-    "spaces_between_special_tokens": Refusal(_one_of(True), "special tokens are always kept as the model writes them"),
     "kv_transfer_params": Refusal(_empty, "KV transfer is not supported"),
     "vllm_xargs": Refusal(_empty, "it is not supported"),
     "service_tier": Refusal(_one_of("auto", "default"), "there is one service tier"),
@@ -136,6 +142,15 @@ REFUSED: Mapping[str, Refusal] = {
     "moderation": Refusal(_empty, "it is not supported"),
 }
 
+
+MAX_TEXTS = 128
+# What beam search can not follow.
+NO_SEARCH = frozenset((
+    "stream", "best_of", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logit_bias", "stop", "stop_token_ids", "allowed_token_ids", "bad_words",
+    "no_repeat_ngram_size", "dry_multiplier", "min_tokens", "prompt_logprobs", "skip_special_tokens",
+    *STRUCTURED_FIELDS,
+))  # fmt: skip
 
 _FLAG = {"type": "boolean"}
 StreamOptionsField = Annotated[
@@ -155,6 +170,10 @@ class SamplingFields(BaseModel):
     stream: bool = False
     stream_options: StreamOptionsField = None
     n: Int32 = 1
+    best_of: Int32 | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: Int32 = 0
@@ -167,12 +186,22 @@ class SamplingFields(BaseModel):
     seed: Int64 | None = None
     stop: Stop = Field(default_factory=list)
     stop_token_ids: TokenIds = Field(default_factory=list)
+    allowed_token_ids: TokenIds | None = None
+    bad_words: BadWords = Field(default_factory=list)
+    no_repeat_ngram_size: Int32 = 0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: Int32 = 2
+    dry_penalty_last_n: Int32 = -1
+    dry_sequence_breakers: Breakers = Field(default_factory=lambda: list(DRY_BREAKERS))
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     max_tokens: Int32 | None = None
     min_tokens: Int32 = 0
     prompt_logprobs: Int32 | None = None
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True  # texts hold what the tokens hold, and no spaces are added either way
+    truncate_prompt_tokens: Int32 | None = None
     return_tokens_as_token_ids: bool = False
     priority: Int32 = 0
     cache_salt: CacheSalt | None = None
@@ -181,24 +210,20 @@ class SamplingFields(BaseModel):
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    # Known and refused, see REFUSED.
+    # Read by structured_fields.py.
     response_format: Any = None
     structured_outputs: Any = None
+    grammar: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
-    best_of: Any = None
-    use_beam_search: Any = None
-    length_penalty: Any = None
-    early_stopping: Any = None
-    truncate_prompt_tokens: Any = None
-    allowed_token_ids: Any = None
-    bad_words: Any = None
+    guided_whitespace_pattern: Any = None
+    guided_decoding_backend: Any = None
+    # Known and refused, see REFUSED.
     logits_processors: Any = None
     prompt_embeds: Any = None
     return_token_ids: Any = None
-    spaces_between_special_tokens: Any = None
     kv_transfer_params: Any = None
     vllm_xargs: Any = None
     service_tier: Any = None
@@ -214,6 +239,12 @@ class SamplingFields(BaseModel):
                 )
 
     def check_stream(self) -> None:
+        for name, whole in (("best_of", self.best_of not in (None, self.n)), ("use_beam_search", self.use_beam_search)):
+            if self.stream and whole:
+                raise InvalidRequestError(
+                    f"{name} is not available in a stream", cause="what is best is known at the end",
+                    remedy="Set stream to false", param=name,
+                )  # fmt: skip
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError(
                 "stream_options is given without stream", remedy="Set stream to true or leave stream_options out",
@@ -224,20 +255,55 @@ class SamplingFields(BaseModel):
                 "prompt_logprobs is not available in a stream", remedy="Set stream to false", param="prompt_logprobs"
             )
 
+    def check_search(self) -> None:
+        """Beam search follows the most likely tokens: what would choose others is refused, and what belongs to it is
+        refused without it."""
+        if self.use_beam_search:
+            alien = {name for name in self.model_fields_set & NO_SEARCH if getattr(self, name) != _default(name)}
+            alien |= set() if self.temperature in (0.0, 1.0) else {"temperature"}
+            cause = "beam search follows the most likely tokens"
+        else:
+            alien = {name for name in ("length_penalty", "early_stopping") if getattr(self, name) != _default(name)}
+            cause = "it belongs to beam search"
+        for name in sorted(alien):
+            raise InvalidRequestError(
+                f"{name} is given {'with' if self.use_beam_search else 'without'} use_beam_search", cause=cause,
+                remedy="Leave it out", param=name,
+            )  # fmt: skip
+
+    def search(self, params: SamplingParams) -> BeamSearchParams | None:
+        """None: it is not asked for."""
+        if not self.use_beam_search:
+            return None
+        if params.max_tokens is None:
+            raise InvalidRequestError(
+                "use_beam_search is given without max_tokens", cause="a beam grows until then", remedy="Set max_tokens",
+                param="max_tokens",
+            )  # fmt: skip
+        return BeamSearchParams(
+            beam_width=self.n, max_tokens=params.max_tokens, logprobs=params.logprobs, ignore_eos=self.ignore_eos,
+            length_penalty=self.length_penalty, early_stopping=self.early_stopping,
+        )  # fmt: skip
+
     def sampling(
         self, config: ServerConfig, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
     ) -> SamplingParams:
         """The engine's view of these fields. Raises :class:`InvalidRequestError` naming what is out of range."""
         self.check_refused()
         self.check_stream()
+        self.check_search()
         for name, amount, limit, option in (
             ("n", self.n, config.max_n, "max_n"),
+            ("best_of", self.best_of, config.max_n, "max_n"),
+            ("bad_words", len(self.bad_words), MAX_TEXTS, None),
+            ("dry_sequence_breakers", len(self.dry_sequence_breakers), MAX_TEXTS, None),
             ("logprobs", logprobs, config.max_logprobs, "max_logprobs"),
             ("prompt_logprobs", prompt_logprobs, config.max_logprobs, "max_logprobs"),
             ("stop", len(self.stop), config.max_stop, "max_stop"),
             ("stop_token_ids", len(self.stop_token_ids), config.max_stop, "max_stop"),
         ):
             check_limit(name, amount, limit, option)
+        demands = {name: getattr(self, name) for name in sorted(self.model_fields_set & STRUCTURED_FIELDS)}
         return SamplingParams(
             n=self.n, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
             typical_p=self.typical_p, repetition_penalty=self.repetition_penalty,
@@ -247,13 +313,24 @@ class SamplingFields(BaseModel):
             include_stop_str_in_output=self.include_stop_str_in_output, ignore_eos=self.ignore_eos,
             max_tokens=max_tokens, min_tokens=self.min_tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens,
+            best_of=None if self.best_of in (None, self.n) else self.best_of,
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            bad_words=tuple(self.bad_words), no_repeat_ngram_size=self.no_repeat_ngram_size,
+            dry_multiplier=self.dry_multiplier, dry_base=self.dry_base, dry_allowed_length=self.dry_allowed_length,
+            dry_penalty_last_n=self.dry_penalty_last_n,
+            dry_sequence_breakers=tuple(self.dry_sequence_breakers),
+            structured_outputs=structured_outputs(demands),
         )  # fmt: skip
 
 
-def check_limit(name: str, amount: int | None, limit: int, option: str) -> None:
+def _default(name: str) -> Any:
+    return SamplingFields.model_fields[name].get_default(call_default_factory=True)
+
+
+def check_limit(name: str, amount: int | None, limit: int, option: str | None) -> None:
     if amount is not None and amount > limit:
         raise InvalidRequestError(
             f"{name} asks for {amount}, and this server allows {limit}",
-            remedy=f"Ask for at most {limit}, or start the server with a larger {option}",
+            remedy=f"Ask for at most {limit}" + (f", or start the server with a larger {option}" if option else ""),
             param=name,
         )

@@ -11,16 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from starlette.requests import Request
+
 from sixfold.config import ServerConfig
 from sixfold.engine.async_engine import AsyncEngine
-from sixfold.errors import ModelNotFoundError, TemplateError
+from sixfold.engine.best_of import select, widen
+from sixfold.errors import InvalidRequestError, ModelNotFoundError, TemplateError
 from sixfold.metrics import Metrics
 from sixfold.server.body import clip
-from sixfold.server.generation import Generation, TokenPrompt
+from sixfold.server.generation import Generation, TokenPrompt, until_disconnect
 from sixfold.server.openai import ChatTemplateFields, Prompt
 from sixfold.server.responses import ResponseHead, fingerprint
 from sixfold.server.sampling_fields import SamplingFields
-from sixfold.types import SamplingParams
+from sixfold.server.search import beam_search
+from sixfold.types import RequestOutput, SamplingParams
 
 T = TypeVar("T")
 
@@ -77,6 +81,34 @@ class ServerState:
             self.engine, prompts, params, priority=ask.priority, cache_salt=ask.cache_salt,
             retry_after=self.retry_after,
         )  # fmt: skip
+
+    async def whole(
+        self, request: Request, prompts: Sequence[TokenPrompt], params: SamplingParams, ask: SamplingFields
+    ) -> list[RequestOutput]:
+        """The finished answers. Ends what runs when the client leaves."""
+        if (search := ask.search(params)) is not None:
+            beams = beam_search(self.engine, prompts, search, priority=ask.priority, cache_salt=ask.cache_salt)
+            return await until_disconnect(request, beams)
+        generation = await self.start(prompts, widen(params), ask)
+        try:
+            outputs = await until_disconnect(request, generation.results())
+        finally:
+            await generation.aclose()
+        return [select(output, params) for output in outputs]
+
+    def cut(self, prompts: Sequence[TokenPrompt], params: SamplingParams, ask: SamplingFields) -> Sequence[TokenPrompt]:
+        """The last ``truncate_prompt_tokens`` of each prompt, if that is asked for; -1: what the context can take."""
+        limit = ask.truncate_prompt_tokens
+        if limit is None:
+            return prompts
+        if limit == -1:
+            limit = self.engine.max_model_len - (params.max_tokens or 1)
+        if limit < 1:
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens={ask.truncate_prompt_tokens} leaves nothing",
+                remedy="Use a positive count, or -1 for what fits", param="truncate_prompt_tokens",
+            )  # fmt: skip
+        return [prompt if len(prompt.ids) <= limit else TokenPrompt(prompt.ids[-limit:]) for prompt in prompts]
 
     async def tokenize(self, prompts: Sequence[Prompt], add_special: bool) -> list[TokenPrompt]:
         encode = self.engine.tokenizer.encode

@@ -195,6 +195,15 @@ def test_tables(sixfold, chat_model: str) -> None:
     assert "requests/s" in sixfold("bench", "throughput", chat_model, *shape, "--requests", 2).stdout
 
 
+def test_decode_times_a_schema(sixfold, chat_model: str) -> None:
+    shape = ("--prompt-tokens", 8, "--new-tokens", 24, "--batch", 2, "--repeats", 1)
+    shown = sixfold("bench", "decode", chat_model, "--section", "structured", *shape).stdout
+    assert "JSON schema" in shown and "Jump-ahead saves" in shown
+    found = json.loads(sixfold("bench", "decode", chat_model, *shape, "--json").stdout)["structured"]
+    assert found["steps"]["plain"] == found["steps"]["masked"] > found["steps"]["jumping"]
+    assert found["steps_saved"] > 0 and found["mask_us"] > 0 and len(found["cost_by_round"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -206,6 +215,8 @@ def test_tables(sixfold, chat_model: str) -> None:
         (["serve", "--prompt-tokens", "9,2"], 2),
         (["growth", "--kv-memory", "1"], 1),
         (["kv", "--section", "speed"], 2),
+        (["decode", "--section", "speed"], 2),
+        (["decode", "--prompt-tokens", "300"], 1),
         (["kv", "--section", "prefix"], 1),
         (["kv", "--section", "waste", "--trace", "none.csv"], 1),
     ],

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sixfold import _native
 from sixfold.engine.sampler import Sampled, Sampler, SamplingFailure
+from sixfold.engine.token_rules import NO_RULES, TokenRules
 from sixfold.errors import InvalidRequestError
 from sixfold.types import SamplingParams
 from tests.engine import sampling_reference as reference
@@ -29,7 +30,13 @@ class Row:
     prompt_length: int = 1
     token_ids: list[int] = field(default_factory=lambda: [0])
     forbidden_ids: Collection[int] = frozenset()
+    rules: TokenRules = NO_RULES
+    constraint: None = None
     sampler_state: Any = None
+
+    def __post_init__(self) -> None:
+        if self.params.logit_bias:
+            self.rules = TokenRules(bias=self.params.logit_bias)
 
 
 def sample(row: Row, logits: Any) -> Sampled:

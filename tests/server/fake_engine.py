@@ -131,6 +131,9 @@ class FakeEngine:
     def reset_prefix_cache(self) -> None:
         self.resets += 1
 
+    async def prepare(self, params: SamplingParams) -> None:
+        pass
+
     def validate(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if not prompt_ids:
             raise InvalidRequestError("The prompt is empty", remedy="Send at least one token", param="prompt")

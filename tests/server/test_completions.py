@@ -121,7 +121,7 @@ async def test_prompt_logprobs(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("suffix", "x"), ("best_of", 3), ("logprobs", 21), ("logprobs", True), ("messages", [])]
+    ("name", "value"), [("suffix", "x"), ("best_of", 0), ("logprobs", 21), ("logprobs", True), ("messages", [])]
 )
 async def test_refused(client: httpx.AsyncClient, name: str, value: Any) -> None:
     error = (await complete(client, **{name: value})).json()["error"]

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from sixfold.config import EngineConfig, ServerConfig
@@ -94,6 +95,38 @@ async def test_clients_that_leave_harm_nobody_and_leave_nothing(live: LiveServer
             await asyncio.sleep(0.05)
     stats = live.engine.stats()  # type: ignore[attr-defined]
     assert (stats.requests, stats.kv_pages_used) == (0, 0)
+
+
+class Animal(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=20)
+    legs: int = pydantic.Field(ge=0, le=100)
+    diet: Literal["plants", "animals", "both"]
+
+
+class Zoo(pydantic.BaseModel):
+    city: str = pydantic.Field(max_length=20)
+    animals: list[Animal] = pydantic.Field(min_length=1, max_length=2)
+
+
+async def test_a_pydantic_class_comes_back(client: openai.AsyncOpenAI) -> None:
+    ask: Any = [{"role": "user", "content": "Name a zoo and its animals as JSON."}]
+    answers = await asyncio.gather(
+        *(
+            client.chat.completions.parse(
+                model="smollm2", messages=ask, response_format=Zoo, temperature=1.3, seed=seed, max_tokens=300
+            )
+            for seed in range(6)
+        )
+    )
+    for answer in answers:
+        assert isinstance(answer.choices[0].message.parsed, Zoo)
+    async with client.chat.completions.stream(
+        model="smollm2", messages=ask, response_format=Zoo, temperature=1.3, seed=0, max_tokens=300
+    ) as events:
+        async for _ in events:
+            pass
+        last = await events.get_final_completion()
+    assert last.choices[0].message.parsed == answers[0].choices[0].message.parsed
 
 
 def test_a_server_that_ends_lets_go_of_everything(smollm2_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sixfold.cli.bench import growth, kernels, kv, latency, serve, start, throughput
+from sixfold.cli.bench import decode, growth, kernels, kv, latency, serve, start, throughput
 
 app = typer.Typer(help="Measure how fast a model runs on this machine.", no_args_is_help=True)
 
@@ -24,3 +24,4 @@ app.command()(growth.growth)
 app.command()(serve.serve)
 app.command()(start.start)
 app.command()(kv.kv)
+app.command()(decode.decode)
