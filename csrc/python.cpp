@@ -453,6 +453,10 @@ void bind_kernels(nb::module_& module) {
     require(cosine.size() == sine.size() && x.size() >= 2 * cosine.size(), "lengths differ");
     choose_kernels(isa.c_str()).rope(x.data(), cosine.data(), sine.data(), static_cast<int>(cosine.size()));
   });
+  module.def("kernel_rotate_head", [](const std::string& isa, OutRow x) {
+    require(x.size() % 16 == 0, "heads are multiples of 16");
+    choose_kernels(isa.c_str()).rotate_head(x.data(), static_cast<int>(x.size()));
+  });
   module.def(
       "kernel_attention",
       [](const std::string& isa, const std::string& format, Rows q, Rows k, Rows v, int tokens, int position,

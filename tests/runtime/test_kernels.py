@@ -214,15 +214,71 @@ def test_attention_over_int8_pages(
     np.testing.assert_allclose(out.reshape(q.shape), wanted, rtol=1e-5, atol=tolerance)
 
 
+def exact_in_int4(rng: np.random.Generator, tokens: int, head_size: int) -> np.ndarray:
+    """[tokens, head_size] that int4 pages hold as it is: a scale a token, times the halves from -7.5 to 7.5."""
+    halves = rng.integers(0, 16, (tokens, head_size)).astype(np.float32) - np.float32(7.5)
+    halves[:, 0] = 7.5  # the largest one is there
+    return (halves * rng.uniform(0.05, 0.25, (tokens, 1)).astype(np.float16)).astype(np.float32)
+
+
 @pytest.mark.parametrize("isa", ISAS)
-def test_int8_pages_take_any_value(isa: str) -> None:
-    q = np.ones((1, 16), np.float32)
-    k, v = np.zeros((3, 16), np.float32), np.ones((3, 16), np.float32)
+@pytest.mark.parametrize("head_size", [32, 64, 96, 256])
+@pytest.mark.parametrize(
+    "tokens, group, position", [(1, 3, 0), (1, 3, 700), (5, 3, 0), (16, 3, 129), (8, 1, 100), (3, 7, 31)]
+)
+@pytest.mark.parametrize("window", [0, 1, 20])
+def test_attention_over_int4_pages(
+    isa: str, head_size: int, tokens: int, group: int, position: int, window: int
+) -> None:
+    rng = np.random.default_rng(tokens + position)
+    q = rng.standard_normal((tokens, group, head_size), dtype=np.float32) / np.float32(head_size**0.5)
+    k, v = (exact_in_int4(rng, position + tokens, head_size) for _ in range(2))
+    out = np.empty((tokens * group, head_size), np.float32)
+    _native.kernel_attention(isa, "int4", q.reshape(-1, head_size), k, v, tokens, position, window, out)
+    wanted = reference.attention(q, k[:, None], v[:, None], position, window)
+    tolerance = 2e-5 if isa == "scalar" else 5e-4  # queries and probabilities are rounded to 1/32767 of the largest
+    np.testing.assert_allclose(out.reshape(q.shape), wanted, rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("head_size", [32, 64, 256])
+def test_int4_takes_the_range_of_the_least_error(isa: str, head_size: int) -> None:
+    values = np.random.default_rng(1).standard_normal((50, head_size), dtype=np.float32)
+    values[::5, 3] *= 20  # an outlier
+    for x in values:
+        out = np.empty((1, head_size), np.float32)
+        _native.kernel_attention(isa, "int4", np.zeros((1, head_size), np.float32), x[None], x[None], 1, 0, 0, out)
+        errors = []
+        for part in (1.0, 0.93, 0.86, 0.8, 0.74, 0.68, 0.62):
+            code = np.clip(np.floor(x * 7.5 / (np.abs(x).max() * part) + 8), 0, 15) - 7.5
+            errors.append(((x - (x @ code) / (code @ code) * code) ** 2).sum())
+        assert ((out[0] - x) ** 2).sum() <= min(errors) * 1.001 + 1e-6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("head_size", [16, 32, 80, 256])
+def test_the_hadamard_rotation_keeps_products_and_is_its_own_inverse(isa: str, head_size: int) -> None:
+    x, y = np.random.default_rng(0).standard_normal((2, head_size), dtype=np.float32)
+    a, b = x.copy(), y.copy()
+    _native.kernel_rotate_head(isa, a)
+    _native.kernel_rotate_head(isa, b)
+    assert a @ b == pytest.approx(x @ y, rel=1e-5, abs=1e-5)
+    block = head_size & -head_size
+    assert a[:block].sum() == pytest.approx(x[0] * block**0.5, rel=1e-4)  # the first column is all ones
+    _native.kernel_rotate_head(isa, a)
+    np.testing.assert_allclose(a, x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_format", ["int8", "int4"])
+def test_pages_of_integers_take_any_value(isa: str, kv_format: str) -> None:
+    q = np.ones((1, 32), np.float32)
+    k, v = np.zeros((3, 32), np.float32), np.ones((3, 32), np.float32)
     k[0], v[0, :2] = np.nan, (np.inf, -np.inf)
     v[1, 0] = 1e30
-    out = np.empty((1, 16), np.float32)
-    _native.kernel_attention(isa, "int8", q, k, v, 1, 2, 1, out)  # the window shows the last key only
-    np.testing.assert_allclose(out, 1.0, atol=1e-4)
+    out = np.empty((1, 32), np.float32)
+    _native.kernel_attention(isa, kv_format, q, k, v, 1, 2, 1, out)  # the window shows the last key only
+    np.testing.assert_allclose(out, 1.0, atol=1e-3)
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
