@@ -65,4 +65,8 @@ void Executor::copy_pages(std::span<const std::int32_t> sources, std::span<const
     std::memcpy(page(targets[i]).data(), page(sources[i]).data(), page_bytes());
 }
 
+void Executor::move_tokens(std::span<const KvMove> moves) {
+  sixfold::move_tokens(step_, moves, [this](int count, const auto& task) { each(count, task); });
+}
+
 }  // namespace sixfold

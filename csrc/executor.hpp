@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "kv_move.hpp"
 #include "section.hpp"
 #include "step.hpp"
 #include "stopwatch.hpp"
@@ -58,6 +59,7 @@ class Executor {
   // The bytes of a page, in this build's layout.
   std::span<std::uint8_t> page(int index);
   void copy_pages(std::span<const std::int32_t> sources, std::span<const std::int32_t> targets);
+  void move_tokens(std::span<const KvMove> moves);
 
   // Calls task(i) for i in [0, count), on all threads; rethrows what one of the calls throws.
   void each(int count, const std::function<void(int)>& task);

@@ -69,4 +69,11 @@ void write_key(const Kernels& kernels, KvFormat format, int head_size, int token
 void write_value(const Kernels& kernels, KvFormat format, int head_size, int token, const float* value,
                  std::uint8_t* page);
 
+// Reads the key of token `token` as attention sees it: [head_size], rotated by `rotate_head` if the format is.
+void read_key(KvFormat format, int head_size, int token, const std::uint8_t* page, float* key);
+
+// Copies a key or a value, bit for bit, to another token of another page (or the same one) of the same format.
+void copy_key(KvFormat format, int head_size, int from, const std::uint8_t* from_page, int to, std::uint8_t* to_page);
+void copy_value(KvFormat format, int head_size, int from, const std::uint8_t* from_page, int to, std::uint8_t* to_page);
+
 }  // namespace sixfold

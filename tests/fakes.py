@@ -45,6 +45,7 @@ class FakeExecutor:
         self.fail_when = fail_when  # called with the batch; true: raise
         self.batches: list[Batch] = []
         self.largest_logits = 0
+        self.moved = 0  # tokens
 
     def forward(self, batch: Batch) -> None:
         if self.fail_when is not None and self.fail_when(batch):
@@ -74,6 +75,13 @@ class FakeExecutor:
         for source, target in zip(sources, targets, strict=True):
             self.memory[target] = self.memory[source]
 
+    def move_tokens(self, moves: np.ndarray) -> None:
+        """Of what a token's KV depends on the fake knows the token alone, so moved context is as good as computed."""
+        for source, slot, target, target_slot, count, _ in moves.tolist():
+            assert source != target and count >= 1 and max(slot, target_slot) + count <= PAGE_SIZE
+            self.memory[target, target_slot : target_slot + count] = self.memory[source, slot : slot + count]
+            self.moved += count
+
     def read_page(self, page: int) -> bytes:
         return self.memory[page].tobytes().ljust(self.page_bytes, b"\0")
 
@@ -84,12 +92,14 @@ class FakeExecutor:
         assert batch.counts.min() >= 1
         assert batch.counts.sum() == len(batch.tokens)
         assert len(batch.page_offsets) == len(batch.starts) + 1
-        written = [
-            page
-            for start, count, pages in _rows(batch)
-            for page in pages[start // PAGE_SIZE : (start + count - 1) // PAGE_SIZE + 1]
-        ]
-        assert len(written) == len(set(written)), "two sequences write the same page"
+        writers: dict[int, bytes] = {}
+        slots = set()
+        for start, count, pages in _rows(batch):
+            for position in range(start, start + count):
+                page = int(pages[position // PAGE_SIZE])
+                assert writers.setdefault(page, pages.tobytes()) == pages.tobytes(), "two sequences write the same page"
+                slots.add((page, position % PAGE_SIZE))
+        assert len(slots) == len(batch.tokens), "a slot is written twice"
         for array in (batch.tokens, batch.starts, batch.counts, batch.pages, batch.page_offsets):
             assert array.dtype == np.int32
 

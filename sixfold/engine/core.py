@@ -28,7 +28,7 @@ from sixfold.engine.sequence import Request, Sequence, Status, choices
 from sixfold.engine.stats import EngineStats, StepRecord, Totals
 from sixfold.errors import InvalidRequestError, SixfoldError
 from sixfold.runtime.batch import Executor
-from sixfold.types import CompletionOutput, FinishedStats, FinishReason, RequestOutput, StepStats
+from sixfold.types import CompletionOutput, FinishedStats, FinishReason, RequestOutput, ReuseContext, StepStats
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,13 +53,15 @@ class EngineCore:
         seed: int = 0,
         prefix_root: PrefixRoot | None = None,
         tier: Tier | None = None,
+        reuse: ReuseContext | None = None,
         listener: StepListener | None = None,
     ) -> None:
         """``prefix_root``: what all cached prefixes of this engine depend on; None: nothing is cached. ``tier``: where
-        they go when memory is short, and come back from."""
+        they go when memory is short, and come back from. ``reuse``: of context beyond prefixes, for requests that do
+        not say."""
         self.cache = KVCache(executor.num_pages)
         self.prefixes = _prefixes(self.cache, executor, prefix_root, tier)
-        self.limits = Limits(executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed)
+        self.limits = Limits(executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed, reuse)
         self.scheduler = Scheduler(
             self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
         )  # fmt: skip

@@ -14,7 +14,7 @@ from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.sequence import Request
 from sixfold.errors import ContextLengthError, InvalidRequestError
 from sixfold.runtime.batch import PAGE_SIZE
-from sixfold.types import MAX_CACHE_SALT, SamplingParams
+from sixfold.types import MAX_CACHE_SALT, ReuseContext, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Limits:
     max_model_len: int  # tokens, prompt and output together
     num_pages: int
     seed: int = 0  # base of the seeds for requests that bring none
+    reuse: ReuseContext | None = None  # of requests that do not say
     _seeds: random.Random = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -39,6 +40,7 @@ class Limits:
         arrival: float = 0.0,
         prompt: str | None = None,
         cache_salt: str | None = None,
+        reuse_context: object = None,
     ) -> Request:
         """Raises InvalidRequestError or ContextLengthError with the numbers and the option to change."""
         self.check(prompt_ids, params)
@@ -54,7 +56,14 @@ class Limits:
             arrival=arrival,
             prompt=prompt,
             cache_salt=cache_salt,
+            reuse=self.reuse_of(reuse_context),
         )
+
+    def reuse_of(self, asked: object) -> ReuseContext | None:
+        """What a request asks for; None: what this engine does by default. Raises InvalidRequestError."""
+        if asked is None or (asked is True and self.reuse is not None):
+            return self.reuse
+        return asked if isinstance(asked, ReuseContext) else ReuseContext.parse(asked)
 
     def check(self, prompt_ids: List[int], params: SamplingParams) -> None:
         """Raises what :meth:`accept` raises."""

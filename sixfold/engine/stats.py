@@ -49,6 +49,8 @@ class EngineStats:
     finished: int  # choices
     fetched_tokens: int = 0  # whose KV came from the tier
     foreseen_tokens: int = 0  # of them, before a request asked
+    reused_tokens: int = 0  # whose KV came from elsewhere in other prompts
+    recomputed_tokens: int = 0  # found there, and computed all the same
     tier: dict[str, TierCounts] | None = None  # by place; None: there is none
 
     @property
@@ -85,6 +87,8 @@ class EngineStats:
             finished=totals.finished,
             fetched_tokens=prefixes.fetched_tokens,
             foreseen_tokens=prefixes.foreseen_tokens,
+            reused_tokens=prefixes.reused,
+            recomputed_tokens=prefixes.recomputed,
             tier=prefixes.tier,
         )
 

@@ -38,7 +38,7 @@ def _body(model: str) -> dict[str, Any]:
 async def chat_completions(request: Request) -> Response:
     state = state_of(request)
     ask = await body.read(request, ChatRequest)
-    head = state.head("chatcmpl", ask.model)
+    head = state.head("chatcmpl", ask)
     params = ask.params(state.config)
     prompt = await state.tokenize_chat(ask.messages, ask)
     generation = await state.start([prompt], params, ask)
@@ -53,7 +53,7 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     state = state_of(request)
     ask = await body.read(request, CompletionRequest)
-    head = state.head("cmpl", ask.model)
+    head = state.head("cmpl", ask)
     params = ask.params(state.config)
     prompts = await state.tokenize(ask.prompt, ask.add_special_tokens)
     generation = await state.start(prompts, params, ask)

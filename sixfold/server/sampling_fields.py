@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from sixfold.config import ServerConfig
 from sixfold.errors import InvalidRequestError
 from sixfold.server.body import clip, kind_of, unknown_field
-from sixfold.types import MAX_CACHE_SALT, SamplingParams
+from sixfold.types import MAX_CACHE_SALT, ReuseContext, SamplingParams
 
 # Bounds that native code and the seed's arithmetic can hold; meaning is checked by SamplingParams.
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
@@ -53,6 +53,17 @@ def _logit_bias(value: Any) -> dict[int, float]:
     return bias
 
 
+def _reuse_context(value: Any) -> ReuseContext | bool | None:
+    return value if value is None else ReuseContext.parse(value) or False
+
+
+ReuseField = Annotated[
+    ReuseContext | bool | None,
+    PlainValidator(_reuse_context),
+    WithJsonSchema(
+        {"anyOf": [{"type": "boolean"}, {"type": "object", "properties": {"recompute": {"type": "number"}}}]}
+    ),
+]
 Stop = Annotated[
     list[str],
     PlainValidator(_stop),
@@ -176,6 +187,7 @@ class SamplingFields(BaseModel):
     return_tokens_as_token_ids: bool = False
     priority: Int32 = 0
     cache_salt: CacheSalt | None = None
+    reuse_context: ReuseField = None  # None: as the server does by default
     # Labels for the caller's own books: they change nothing here, so they are welcome.
     user: str | None = None
     metadata: dict[str, Any] | None = None
