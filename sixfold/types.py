@@ -107,8 +107,8 @@ class ReuseContext:
             return cls() if value else None
         if isinstance(value, Mapping) and len(value) == 1:
             share = value.get("recompute")
-            if type(share) in (int, float):
-                return cls(float(share))
+            if isinstance(share, int | float) and not isinstance(share, bool):
+                return cls(share)
         raise _no_reuse(value)
 
 
@@ -163,7 +163,7 @@ class RequestOutput:
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
     # prompt tokens that were not run, since their KV was cached; None: none were looked for (the cache is off)
     num_cached_tokens: int | None = None
-    # prompt tokens whose KV came from elsewhere in other prompts, and those found there that were computed all the same;
+    # prompt tokens whose KV came from elsewhere in other prompts, and those found there but computed all the same;
     # None: reuse was not asked for
     num_reused_tokens: int | None = None
     num_recomputed_tokens: int | None = None

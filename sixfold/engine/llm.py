@@ -23,9 +23,8 @@ from sixfold.engine.sequence import Request
 from sixfold.errors import ConfigError, InvalidRequestError, TemplateError
 from sixfold.types import RequestOutput, SamplingParams
 
-Prompt = (
-    str | Mapping[str, Any]
-)  # a text, or {"prompt_token_ids": [...]} (or {"prompt": "..."}), its "cache_salt" and "reuse_context"
+# A text, or {"prompt_token_ids": [...]} (or {"prompt": "..."}) with its "cache_salt" and "reuse_context".
+Prompt = str | Mapping[str, Any]
 Message = Mapping[str, Any]
 
 

@@ -54,7 +54,7 @@ def _logit_bias(value: Any) -> dict[int, float]:
 
 
 def _reuse_context(value: Any) -> ReuseContext | bool | None:
-    return value if value is None else ReuseContext.parse(value) or False
+    return value if value is None or isinstance(value, bool) else ReuseContext.parse(value)
 
 
 ReuseField = Annotated[
