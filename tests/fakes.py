@@ -42,6 +42,7 @@ class FakeExecutor:
     def __init__(self, num_pages: int = 64, *, fail_when=None) -> None:
         self.num_pages = num_pages
         self.memory = np.full((num_pages, PAGE_SIZE), 1_000_003, dtype=np.uint64)  # no token
+        self.positions = np.full((num_pages, PAGE_SIZE), -1, dtype=np.int64)  # that the slots' tokens stand at
         self.fail_when = fail_when  # called with the batch; true: raise
         self.batches: list[Batch] = []
         self.largest_logits = 0
@@ -56,6 +57,7 @@ class FakeExecutor:
         for start, count, pages in _rows(batch):
             slots = np.arange(start, start + count)
             self.memory[pages[slots // PAGE_SIZE], slots % PAGE_SIZE] = batch.tokens[first : first + count]
+            self.positions[pages[slots // PAGE_SIZE], slots % PAGE_SIZE] = slots
             first += count
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
@@ -68,25 +70,30 @@ class FakeExecutor:
             at = int(np.searchsorted(ends, row, side="right"))
             start, count, pages = tables[at]
             length = start + int(row) - int(ends[at] - count) + 1
+            assert (self.positions[pages].reshape(-1)[:length] == np.arange(length)).all(), "KV of another position"
             result[i] = fake_logits(self.memory[pages].reshape(-1)[:length])
         return result
 
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         for source, target in zip(sources, targets, strict=True):
             self.memory[target] = self.memory[source]
+            self.positions[target] = self.positions[source]
 
     def move_tokens(self, moves: np.ndarray) -> None:
         """Of what a token's KV depends on the fake knows the token alone, so moved context is as good as computed."""
-        for source, slot, target, target_slot, count, _ in moves.tolist():
+        for source, slot, target, target_slot, count, shift in moves.tolist():
             assert source != target and count >= 1 and max(slot, target_slot) + count <= PAGE_SIZE
             self.memory[target, target_slot : target_slot + count] = self.memory[source, slot : slot + count]
+            moved = self.positions[source, slot : slot + count] + shift
+            self.positions[target, target_slot : target_slot + count] = moved
             self.moved += count
 
     def read_page(self, page: int) -> bytes:
-        return self.memory[page].tobytes().ljust(self.page_bytes, b"\0")
+        return (self.memory[page].tobytes() + self.positions[page].tobytes()).ljust(self.page_bytes, b"\0")
 
     def write_page(self, page: int, content: bytes) -> None:
         self.memory[page] = np.frombuffer(content, np.uint64)[:PAGE_SIZE]
+        self.positions[page] = np.frombuffer(content, np.int64)[PAGE_SIZE : 2 * PAGE_SIZE]
 
     def _check(self, batch: Batch) -> None:
         assert batch.counts.min() >= 1

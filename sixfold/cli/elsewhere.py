@@ -144,8 +144,8 @@ def permuted_chunks(
             computed.append(exact.seconds)
             texts = {"answer": list(exact.output.outputs[0].token_ids), "text": prompt.text}
             logits = asker.ask(prompt.prompt + prompt.text[:-1], last=ANSWER, salt=EXACT).logits
-            known = exact.logits[: ANSWER - len(logits)]  # where the text goes on as the answer did
-            references = {"answer": exact.logits, "text": np.concatenate([known, logits])}
+            beginning = exact.logits[: ANSWER - len(logits)]  # where the text goes on as the answer did
+            references = {"answer": exact.logits, "text": np.concatenate([beginning, logits])}
             for share, quality in qualities.items():
                 for name, text in texts.items():
                     other = asker.ask(prompt.prompt + text[:-1], last=ANSWER, recompute=share)
