@@ -33,7 +33,7 @@ class Permuted:
 def permuted(
     tokens: Sequence[int], sets: int, orders: int, chunks: int, length: int, after: int, seed: int
 ) -> Iterator[list[Permuted]]:  # fmt: skip
-    """``sets`` times prompts of ``chunks`` pieces of a text in ``orders`` different orders, none as it was before.
+    """``sets`` times prompts of ``chunks`` pieces of a text in ``orders`` orders, none of which begins as before.
 
     Every prompt ends with 32 tokens that follow one of its chunks in the text; ``after`` are those behind them.
     """
@@ -47,7 +47,7 @@ def permuted(
         made: list[Permuted] = []
         while len(made) < orders:
             order = draw.sample(range(chunks), chunks)
-            if order == sorted(order):
+            if order[0] == 0:  # that would be a known prefix
                 continue
             asked = starts[draw.randrange(chunks)] + length
             behind = asked + QUESTION

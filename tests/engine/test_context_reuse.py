@@ -259,7 +259,7 @@ def test_gaps_are_run_in_order_and_jumped_over() -> None:
         step(core, collectors)
         computed += [row.num_computed for row in core.scheduler.running]
     assert all(before < after for before, after in pairwise(computed))
-    assert 16 not in computed and 100 in computed, "from the end of a gap to the beginning of the next"
+    assert not any(16 <= at < 100 or 116 <= at < 200 for at in computed)
 
 
 @st.composite
