@@ -29,7 +29,11 @@ PAGE_SIZES = (16, 32, 128)  # what is run, and what it would be otherwise
 def kv(
     model: Model,
     section: Annotated[
-        str | None, typer.Option(metavar="NAME", help="waste, prefix, tier, formats, reuse or similar; default: all.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="waste, prefix, tier, formats, or the longer reuse and similar; default: the first four.",
+        ),
     ] = None,
     trace: Annotated[
         Path | None,
@@ -89,9 +93,9 @@ def kv(
         result |= _tiers(settings, redis, (history, new_tokens, min(repeats, 3)))
     if section in (None, "formats"):
         result["formats"] = _formats(settings, text, windows, ctx)
-    if section in (None, "reuse"):
+    if section == "reuse":
         result["reuse"] = measure_reuse(settings, contexts)
-    if section in (None, "similar"):
+    if section == "similar":
         result["similar"] = measure_similar(settings, contexts)
     if not finish(result, output, json):
         return
