@@ -86,7 +86,8 @@ void read_key(KvFormat format, int head_size, int token, const std::uint8_t* pag
 
 void copy_key(KvFormat format, int head_size, int from, const std::uint8_t* from_page, int to, std::uint8_t* to_page) {
   if (format == KvFormat::kF16) {
-    for (int i = 0; i < head_size; ++i) halves(to_page)[i * kPageTokens + to] = halves(from_page)[i * kPageTokens + from];
+    for (int i = 0; i < head_size; ++i)
+      halves(to_page)[i * kPageTokens + to] = halves(from_page)[i * kPageTokens + from];
     return;
   }
   const std::size_t scales = Int8Page(head_size).key_scales();

@@ -30,6 +30,7 @@ from sixfold.runtime.batch import PAGE_SIZE, Int32
 WINDOW = 16  # tokens; not more than a page, so that an entry and its parent hold every window that ends in it
 ZEROS = np.uint64(3)  # bits of a hash that are zero at an anchor: one window in four
 CANDIDATES = 4  # places kept for an anchor, the newest ones
+COMPARED = 512  # places that are looked at for one prompt: bounds what texts that nearly agree can cost
 SLACK = 1024  # anchors of entries that have gone that are let be
 
 Place = tuple[Entry, int]  # a window ends at this slot of the entry's page
@@ -68,14 +69,19 @@ class ContextIndex:
         tokens = np.array(token_ids[:end], np.int32)
         search = _Search(self._tree, tokens)
         runs: list[Run] = []
+        compared = 0
         for last, hash in self._anchors(tokens[begin:]):
             start = runs[-1].end if runs else begin
             if begin + last - WINDOW + 1 < start:
                 continue
-            found = [search.run(place, begin + last, start) for place in places.get(hash, ()) if place[0] in self._tree]
-            best = max((run for run in found if run is not None), key=lambda run: run.length, default=None)
+            alive = [place for place in places.get(hash, ()) if place[0] in self._tree]
+            found = [run for place in alive if (run := search.run(place, begin + last, start)) is not None]
+            best = max(found, key=lambda run: run.length, default=None)
             if best is not None and best.length >= least:
                 runs.append(best)
+            compared += len(alive)
+            if compared >= COMPARED:
+                break
         return runs
 
     def _anchors(self, tokens: Int32) -> Iterator[tuple[int, int]]:

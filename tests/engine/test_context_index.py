@@ -124,10 +124,25 @@ def test_other_tokens_under_the_same_hash_are_another_text(monkeypatch: pytest.M
     tree = PrefixTree()
     index = ContextIndex(tree)
     monkeypatch.setattr(ContextIndex, "_hashes", lambda self, windows: windows[..., 0].astype("uint64") * 0)
-    one, two = texts(2, 160)
+    one, two = texts(2, 96)
     enter(tree, one)
-    assert index.runs(ROOT, two, 0, 160, 64) == []
-    assert index.runs(ROOT, [7, *one], 0, 161, 64)
+    assert index.runs(ROOT, two, 0, 96, 64) == []
+    assert index.runs(ROOT, [7, *one], 0, 97, 64)
+
+
+def test_texts_that_nearly_agree_cost_a_bounded_number_of_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every window of 16 tokens is known, and none of them goes on as the prompt does."""
+    tree = PrefixTree()
+    windows = texts(200, 16)
+    for at, window in enumerate(windows):
+        for variant in range(4):
+            enter(tree, [60_000 + 4 * at + variant, *[1] * 15, *window, *[2] * 16])
+    looks = []
+    look = context_index._Search.run
+    monkeypatch.setattr(context_index._Search, "run", lambda *asked: looks.append(1) or look(*asked))
+    prompt = [token for window in windows * 8 for token in window]
+    assert ContextIndex(tree).runs(ROOT, prompt, 0, len(prompt), 64) == []
+    assert 0 < len(looks) < context_index.COMPARED + CANDIDATES
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -124,7 +125,8 @@ async def test_a_second_turn_and_other_tenants(client: httpx.AsyncClient) -> Non
 
 
 async def test_reused_context_is_counted_and_named(client: httpx.AsyncClient) -> None:
-    one, two = ("".join(chr(97 + (at * at * step) % 26) for at in range(150)) for step in (3, 7))
+    draw = random.Random(0)
+    one, two = ("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=150)) for _ in range(2))
     await client.post("/v1/completions", json={"prompt": one + two, "max_tokens": 1})
     ask = {"prompt": two + one + "!", "max_tokens": 1}
     plain = (await client.post("/v1/completions", json={**ask, "reuse_context": False, "cache_salt": "x"})).json()
