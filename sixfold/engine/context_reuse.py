@@ -82,7 +82,7 @@ class ContextReuse:
 
 def _kept(run: Run, recompute: float) -> Run | None:
     """The run without its beginning."""
-    again = max(LEAST_AGAIN, round(recompute * run.length))
+    again = max(LEAST_AGAIN, int(recompute * run.length))
     if again >= run.length:
         return None
     source = run.source + again

@@ -147,7 +147,7 @@ def test_texts_that_differ_in_a_token_share_what_is_equal() -> None:
     ask(core, "a", text, reuse=False)
     output = ask(core, "b", other)
     assert same(output, alone(other, GREEDY))
-    again = round(0.15 * 178)
+    again = int(0.15 * 178)
     assert (output.num_cached_tokens, output.num_recomputed_tokens) == (120, again)
     assert output.num_reused_tokens == 300 - 121 - again - 1, "the last token is computed"
 
