@@ -153,7 +153,7 @@ def pieces(draw: st.DrawFn) -> list[tuple[int, int, int]]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     donors=st.lists(pieces(), min_size=1, max_size=4), prompt=pieces(), vocabulary=st.sampled_from([1, 2, 3, 50_000]),
     begin=st.integers(0, 40), gone=st.integers(0, 12), least=st.sampled_from([16, 32, 64]),

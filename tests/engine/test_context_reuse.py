@@ -278,7 +278,7 @@ def prompts(draw):
     return draw(st.integers(0, 20)), tokens or [1], params, reuse, draw(st.sampled_from([None, None, "salt"]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     requests=st.lists(prompts(), min_size=1, max_size=7), num_pages=st.integers(18, 60),
     budget=st.integers(1, 300), seats=st.integers(1, 6),

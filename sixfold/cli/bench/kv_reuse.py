@@ -43,20 +43,20 @@ def shares_of(text: str) -> tuple[float, ...]:
 
 
 def measure_reuse(settings: EngineConfig, ask: Contexts) -> dict[str, Any]:
-    from sixfold.bench.contexts import permuted
+    from sixfold.bench.contexts import QUESTION, permuted
     from sixfold.cli.elsewhere import ANSWER, drawn_text, permuted_chunks
     from sixfold.cli.evaluate import read_text
 
     asker = _asker(settings)
-    needed = ask.chunks * ask.chunk_tokens
+    needed = (ask.chunks + 1) * ask.chunk_tokens + QUESTION + ANSWER
     if ask.text is None:
         tokens = drawn_text(asker, 20 * needed, ask.seed)
     else:
         tokens = asker.tokenizer.encode(read_text(ask.text), parse_special=False)
     sets = -(-ask.prompts // ORDERS)
-    if len(tokens) < 2 * needed:
+    if len(tokens) < needed:
         raise InvalidRequestError(
-            f"The text has {len(tokens)} tokens", cause=f"chunks are drawn from at least {2 * needed}",
+            f"The text has {len(tokens)} tokens", cause=f"chunks are drawn from at least {needed}",
             remedy="Use a longer --text, or fewer or shorter chunks", param="text",
         )  # fmt: skip
     prompts = permuted(tokens, sets, ORDERS, ask.chunks, ask.chunk_tokens, ANSWER, ask.seed)
