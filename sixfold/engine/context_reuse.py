@@ -55,8 +55,15 @@ class Reuse(NamedTuple):
 
     @property
     def pages(self) -> array[int]:
-        """Of the donors, each once."""
-        return array("i", [entry.page for entry in self.entries])
+        """That must stay until they are read, each once: the donors', and those before them, since none goes before
+        what follows it."""
+        held = self.entries
+        for part in self.parts:
+            before = part.entries[0].parent
+            while before is not None and before.parent is not None and before not in held:
+                held.add(before)
+                before = before.parent
+        return array("i", [entry.page for entry in held])
 
     def moves(self, table: array[int]) -> list[TokenMove]:
         """From the donors' pages to those of a sequence."""

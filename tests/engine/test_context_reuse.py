@@ -192,6 +192,17 @@ def test_donors_that_must_go_for_the_pages_of_their_user_are_read_before() -> No
         assert output.num_reused_tokens == reused
 
 
+def test_what_stands_before_a_donor_stays_with_it() -> None:
+    """Pages before a donor can not be had while it is kept: they are counted, or the pages would be short."""
+    before, one = documents(2, 160)
+    for num_pages in range(21, 40):  # 17 for the prompt, 20 for the donor and what stands before it
+        core = make_core(num_pages=num_pages, max_num_batched_tokens=1000)
+        ask(core, "a", before + one, reuse=False)
+        output = ask(core, "b", one + [1] * 100)
+        assert same(output, alone(one + [1] * 100, GREEDY))
+        assert output.num_reused_tokens == (136 if num_pages >= 37 else 0)
+
+
 def test_a_donor_may_go_in_the_same_schedule_after_it_was_read() -> None:
     """The second newcomer takes the first one's donors; moves and copies are made in their order."""
     one, two, other = documents(3, 96)
