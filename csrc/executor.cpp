@@ -70,7 +70,8 @@ void Executor::key_means(std::span<const std::int32_t> pages, int tokens, std::s
     for (int head = 0; head < static_cast<int>(h.kv_heads); ++head) {
       float* mean = out.data() + (static_cast<std::size_t>(op.layer) * h.kv_heads + head) * d;
       for (int token = 1; token < tokens; ++token) {
-        read_f16_key(step_.kv(pages[token / kPageTokens], op.layer, head), d, token % kPageTokens, key.data());
+        read_key(KvFormat::kF16, d, token % kPageTokens, step_.kv(pages[token / kPageTokens], op.layer, head),
+                 key.data());
         step_.centres.add_unrotated(op.layer, token, key.data(), mean);
       }
       for (int i = 0; i < d; ++i) mean[i] /= static_cast<float>(tokens - 1);
@@ -87,6 +88,10 @@ void Executor::copy_pages(std::span<const std::int32_t> sources, std::span<const
   if (sources.size() != targets.size()) throw std::invalid_argument("copy_pages: sources and targets differ in length");
   for (std::size_t i = 0; i < sources.size(); ++i)
     std::memcpy(page(targets[i]).data(), page(sources[i]).data(), page_bytes());
+}
+
+void Executor::move_tokens(std::span<const KvMove> moves) {
+  sixfold::move_tokens(step_, moves, [this](int count, const auto& task) { each(count, task); });
 }
 
 }  // namespace sixfold

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "kv_move.hpp"
 #include "section.hpp"
 #include "step.hpp"
 #include "stopwatch.hpp"
@@ -59,6 +60,7 @@ class Executor {
   // The bytes of a page, in this build's layout.
   std::span<std::uint8_t> page(int index);
   void copy_pages(std::span<const std::int32_t> sources, std::span<const std::int32_t> targets);
+  void move_tokens(std::span<const KvMove> moves);
 
   // The means of the keys at positions [1, tokens) of the sequence that has these pages, without rope:
   // out [layers][kv_heads][head_size]. All pages must be float16. The first token is left out: its keys are like no

@@ -74,12 +74,18 @@ class KvLayout {
 constexpr bool rotates_keys(KvFormat format) { return format != KvFormat::kF16; }
 constexpr bool rotates_values(KvFormat format) { return format == KvFormat::kInt4; }
 
-// The key of a float16 page as float32 [head_size].
-void read_f16_key(const std::uint8_t* page, int head_size, int token, float* key);
-
 // Writes the key or the value [head_size] of token `token` of the page of one layer and head.
 void write_key(const Kernels& kernels, KvFormat format, int head_size, int token, const float* key, std::uint8_t* page);
 void write_value(const Kernels& kernels, KvFormat format, int head_size, int token, const float* value,
                  std::uint8_t* page);
+
+// The following are for float16 and int8 pages.
+
+// Reads the key of token `token` as attention sees it: [head_size], rotated by `rotate_head` if the format is.
+void read_key(KvFormat format, int head_size, int token, const std::uint8_t* page, float* key);
+
+// Copies a key or a value, bit for bit, to another token of another page (or the same one) of the same format.
+void copy_key(KvFormat format, int head_size, int from, const std::uint8_t* from_page, int to, std::uint8_t* to_page);
+void copy_value(KvFormat format, int head_size, int from, const std::uint8_t* from_page, int to, std::uint8_t* to_page);
 
 }  // namespace sixfold

@@ -329,6 +329,14 @@ void bind_executor(nb::module_& module) {
           "copy_pages", [](Executor& self, Ints from, Ints to) { self.copy_pages(span(from), span(to)); },
           nb::arg("sources"), nb::arg("targets"))
       .def(
+          "move_tokens",
+          [](Executor& self, nb::ndarray<const std::int32_t, nb::shape<-1, 6>, nb::c_contig, nb::device::cpu> moves) {
+            const auto* first = reinterpret_cast<const sixfold::KvMove*>(moves.data());
+            nb::gil_scoped_release release;
+            self.move_tokens({first, moves.shape(0)});
+          },
+          nb::arg("moves"), "Rows of source page and slot, target page and slot, count, shift; in this order.")
+      .def(
           "read_page",
           [](Executor& self, int page) {
             const auto bytes = self.page(page);

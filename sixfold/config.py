@@ -68,6 +68,7 @@ class EngineConfig:
     kv_disk_bytes: int = 10 << 30
     kv_redis: str | None = field(default=None, repr=False)  # the same, shared by servers; a secret
     kv_s3: str | None = None  # s3://bucket/prefix: the same
+    reuse_context: str = "off"  # of text known from elsewhere, an approximation: off, on, or the share computed again
     prefix_cache: bool = True  # requests begin with the KV pages of those that began with the same tokens
 
     def __post_init__(self) -> None:
@@ -80,6 +81,27 @@ class EngineConfig:
             raise ConfigError(
                 f"isa={self.isa!r} is unknown", remedy="Use auto, scalar, avx2, avx512 or avx512bf16", param="isa"
             )
+        if self.reuse and not self.prefix_cache:
+            raise ConfigError(
+                "reuse_context needs the prefix cache", cause="what is reused is found there",
+                remedy="Set prefix_cache to true or reuse_context to off", param="reuse_context",
+            )  # fmt: skip
+
+    @property
+    def reuse(self) -> bool | dict[str, float]:
+        """``reuse_context`` as a request would say it. Raises ConfigError."""
+        if self.reuse_context in ("on", "off"):
+            return self.reuse_context == "on"
+        try:
+            share = float(self.reuse_context)
+        except ValueError:
+            share = -1.0
+        if not 0.0 <= share <= 1.0:
+            raise ConfigError(
+                f"reuse_context={self.reuse_context!r} can not be used", param="reuse_context",
+                remedy="Use on, off, or the share of tokens that is computed again, 0 to 1",
+            )  # fmt: skip
+        return {"recompute": share}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,10 @@ class EngineStatsView(Protocol):
     @property
     def foreseen_tokens(self) -> int: ...
     @property
+    def reused_tokens(self) -> int: ...
+    @property
+    def recomputed_tokens(self) -> int: ...
+    @property
     def tier(self) -> Mapping[str, TierView] | None: ...
     @property
     def kv_usage(self) -> float: ...
@@ -318,7 +322,13 @@ class Metrics(Collector):
         yield self._counter(
             "sixfold:prefix_cache_evictions", "KV pages the prefix cache gave up.", stats.prefix_evictions
         )  # fmt: skip
-
+        yield self._counter(
+            "sixfold:kv_reused_tokens", "Tokens whose KV came from elsewhere in other prompts.", stats.reused_tokens
+        )
+        yield self._counter(
+            "sixfold:kv_recomputed_tokens", "Tokens found there that were computed all the same.",
+            stats.recomputed_tokens,
+        )  # fmt: skip
         if stats.tier is not None:
             yield self._counter(
                 "sixfold:kv_fetched_tokens", "Tokens whose KV came from the tier.", stats.fetched_tokens

@@ -147,6 +147,44 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class ReuseContext:
+    """Asks that KV of text that was seen elsewhere is used again, though what stands before it differs.
+
+    An approximation. ``recompute``: the share of what is found that is computed all the same, 0 to 1. Raises
+    :class:`InvalidRequestError`.
+    """
+
+    recompute: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.recompute <= 1.0:
+            raise _no_reuse(self.recompute)
+
+    @property
+    def name(self) -> str:
+        """As an approximation that a response names."""
+        return f"reuse_{self.recompute:g}"
+
+    @classmethod
+    def parse(cls, value: object) -> ReuseContext | None:
+        """From true, false or {"recompute": a number}; None: no reuse."""
+        if isinstance(value, bool):
+            return cls() if value else None
+        if isinstance(value, Mapping) and len(value) == 1:
+            share = value.get("recompute")
+            if isinstance(share, int | float) and not isinstance(share, bool):
+                return cls(share)
+        raise _no_reuse(value)
+
+
+def _no_reuse(value: object) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"reuse_context={str(value)[:80]!r} can not be used", param="reuse_context",
+        remedy='Use true, false or {"recompute": SHARE} with a share of 0 to 1',
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """One token with its log-probability (natural log, raw model distribution) and its rank (1 = most likely)."""
 
@@ -192,6 +230,10 @@ class RequestOutput:
     # prompt tokens that were not run, since their KV was cached; None: none were looked for (the cache is off)
     num_cached_tokens: int | None = None
     discarded_tokens: int = 0  # generated for choices that are not given back (best_of, beam search)
+    # prompt tokens whose KV came from elsewhere in other prompts, and those found there but computed all the same;
+    # None: reuse was not asked for
+    num_reused_tokens: int | None = None
+    num_recomputed_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,13 +38,16 @@ class FakeExecutor:
     page_bytes = 1 << 16
     team = None
     approximations = ()
+    placed = True  # what is read stands at its position; False: somebody makes up contexts
 
     def __init__(self, num_pages: int = 64, *, fail_when=None) -> None:
         self.num_pages = num_pages
         self.memory = np.full((num_pages, PAGE_SIZE), 1_000_003, dtype=np.uint64)  # no token
+        self.positions = np.full((num_pages, PAGE_SIZE), -1, dtype=np.int64)  # that the slots' tokens stand at
         self.fail_when = fail_when  # called with the batch; true: raise
         self.batches: list[Batch] = []
         self.largest_logits = 0
+        self.moved = 0  # tokens
 
     def forward(self, batch: Batch) -> None:
         if self.fail_when is not None and self.fail_when(batch):
@@ -55,6 +58,7 @@ class FakeExecutor:
         for start, count, pages in _rows(batch):
             slots = np.arange(start, start + count)
             self.memory[pages[slots // PAGE_SIZE], slots % PAGE_SIZE] = batch.tokens[first : first + count]
+            self.positions[pages[slots // PAGE_SIZE], slots % PAGE_SIZE] = slots
             first += count
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
@@ -67,29 +71,44 @@ class FakeExecutor:
             at = int(np.searchsorted(ends, row, side="right"))
             start, count, pages = tables[at]
             length = start + int(row) - int(ends[at] - count) + 1
+            stands = self.positions[pages].reshape(-1)[:length]
+            assert not self.placed or (stands == np.arange(length)).all(), "KV of another position"
             result[i] = fake_logits(self.memory[pages].reshape(-1)[:length])
         return result
 
     def copy_pages(self, sources: np.ndarray, targets: np.ndarray) -> None:
         for source, target in zip(sources, targets, strict=True):
             self.memory[target] = self.memory[source]
+            self.positions[target] = self.positions[source]
+
+    def move_tokens(self, moves: np.ndarray) -> None:
+        """Of what a token's KV depends on the fake knows the token alone, so moved context is as good as computed."""
+        for source, slot, target, target_slot, count, shift in moves.tolist():
+            assert source != target and count >= 1 and max(slot, target_slot) + count <= PAGE_SIZE
+            self.memory[target, target_slot : target_slot + count] = self.memory[source, slot : slot + count]
+            moved = self.positions[source, slot : slot + count] + shift
+            self.positions[target, target_slot : target_slot + count] = moved
+            self.moved += count
 
     def read_page(self, page: int) -> bytes:
-        return self.memory[page].tobytes().ljust(self.page_bytes, b"\0")
+        return (self.memory[page].tobytes() + self.positions[page].tobytes()).ljust(self.page_bytes, b"\0")
 
     def write_page(self, page: int, content: bytes) -> None:
         self.memory[page] = np.frombuffer(content, np.uint64)[:PAGE_SIZE]
+        self.positions[page] = np.frombuffer(content, np.int64)[PAGE_SIZE : 2 * PAGE_SIZE]
 
     def _check(self, batch: Batch) -> None:
         assert batch.counts.min() >= 1
         assert batch.counts.sum() == len(batch.tokens)
         assert len(batch.page_offsets) == len(batch.starts) + 1
-        written = [
-            page
-            for start, count, pages in _rows(batch)
-            for page in pages[start // PAGE_SIZE : (start + count - 1) // PAGE_SIZE + 1]
-        ]
-        assert len(written) == len(set(written)), "two sequences write the same page"
+        writers: dict[int, bytes] = {}
+        slots = set()
+        for start, count, pages in _rows(batch):
+            for position in range(start, start + count):
+                page = int(pages[position // PAGE_SIZE])
+                assert writers.setdefault(page, pages.tobytes()) == pages.tobytes(), "two sequences write the same page"
+                slots.add((page, position % PAGE_SIZE))
+        assert len(slots) == len(batch.tokens), "a slot is written twice"
         for array in (batch.tokens, batch.starts, batch.counts, batch.pages, batch.page_offsets):
             assert array.dtype == np.int32
 

@@ -70,6 +70,18 @@ def test_mistakes_in_the_environment_are_named(name: str, value: str, monkeypatc
         load(EngineConfig, "engine", {})
 
 
+def test_reused_context_is_off_on_or_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, reuse in (("off", False), ("on", True), ("0.3", {"recompute": 0.3}), ("1", {"recompute": 1.0})):
+        monkeypatch.setenv("SIXFOLD_REUSE_CONTEXT", text)
+        assert load(EngineConfig, "engine", {}).reuse == reuse
+    assert EngineConfig().reuse is False
+    for wrong in ("often", "1.1", "-0.1", "nan", ""):
+        with pytest.raises(ConfigError, match="reuse_context"):
+            EngineConfig(reuse_context=wrong)
+    with pytest.raises(ConfigError, match="prefix cache"):
+        EngineConfig(reuse_context="on", prefix_cache=False)
+
+
 def test_an_empty_key_and_a_wild_port_are_refused() -> None:
     with pytest.raises(ConfigError, match="api_key"):
         ServerConfig(api_key="")

@@ -82,6 +82,13 @@ AcceptLicense = Annotated[
     bool, typer.Option("--accept-license", help="Accept the model's licence without being asked.")
 ]
 Pull = Annotated[bool, typer.Option("--pull/--no-pull", help="Download the model if it is not here.")]
+ReuseContext = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Reuse text known from elsewhere, an approximation: off, on, or the share computed again.  [default: off]",
+    ),
+]
 PrefixCache = Annotated[
     bool | None,
     typer.Option(

@@ -26,7 +26,7 @@ from sixfold.engine.loader import load_engine
 from sixfold.engine.stats import EngineStats
 from sixfold.engine.tokenizer import Tokenizer
 from sixfold.errors import EngineDeadError, InvalidRequestError, OverloadedError
-from sixfold.types import RequestOutput, SamplingParams
+from sixfold.types import RequestOutput, ReuseContext, SamplingParams
 
 log = logging.getLogger(__name__)
 Command = Callable[[], None]
@@ -139,6 +139,7 @@ class AsyncEngine:
         self.model_name = model_name
         self.max_model_len = core.limits.max_model_len
         self.approximations = core.approximations
+        self.reuse_of = core.limits.reuse_of
         self.draining = False
         self.dead = False
         self._max_queue = max_queue
@@ -171,6 +172,7 @@ class AsyncEngine:
         priority: int = 0,
         prompt: str | None = None,
         cache_salt: str | None = None,
+        reuse_context: ReuseContext | bool | None = None,
     ) -> RequestStream:
         """Queues a request; call it on the event loop that reads the stream.
 
@@ -180,7 +182,7 @@ class AsyncEngine:
         request_id = request_id or f"request-{next(self._ids)}"
         request = self.core.limits.accept(
             request_id, prompt_ids, params, priority=priority, arrival=time.monotonic(), prompt=prompt,
-            cache_salt=cache_salt,
+            cache_salt=cache_salt, reuse_context=reuse_context,
         )  # fmt: skip
         mailbox = _Mailbox(request_id)
         with self._lock:

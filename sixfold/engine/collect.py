@@ -54,6 +54,8 @@ class Collector:
             prompt=first.prompt,
             prompt_logprobs=first.prompt_logprobs,
             num_cached_tokens=first.num_cached_tokens,
+            num_reused_tokens=first.num_reused_tokens,
+            num_recomputed_tokens=first.num_recomputed_tokens,
         )
 
 

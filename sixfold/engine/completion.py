@@ -138,6 +138,8 @@ class Answer:
             request.prompt,
             None if scored is None else tuple(row and position_logprobs(row, self._decoder) for row in scored),
             first.num_cached_tokens,
+            num_reused_tokens=None if request.reuse is None else first.num_reused_tokens,
+            num_recomputed_tokens=None if request.reuse is None else first.num_recomputed_tokens,
         )
 
     def finished_stats(self, completion: Completion, now: float) -> FinishedStats:

@@ -32,7 +32,7 @@ from sixfold.engine.stats import EngineStats, StepRecord, Totals
 from sixfold.errors import InvalidRequestError, SixfoldError
 from sixfold.runtime.batch import Executor
 from sixfold.runtime.native import usable_cores
-from sixfold.types import CompletionOutput, FinishedStats, FinishReason, RequestOutput, StepStats
+from sixfold.types import CompletionOutput, FinishedStats, FinishReason, RequestOutput, ReuseContext, StepStats
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,16 +57,19 @@ class EngineCore:
         seed: int = 0,
         prefix_root: PrefixRoot | None = None,
         tier: Tier | None = None,
+        reuse: ReuseContext | None = None,
         listener: StepListener | None = None,
     ) -> None:
         """``prefix_root``: what all cached prefixes of this engine depend on; None: nothing is cached. ``tier``: where
-        they go when memory is short, and come back from."""
+        they go when memory is short, and come back from. ``reuse``: of context beyond prefixes, for requests that do
+        not say."""
         self.cache = KVCache(executor.num_pages)
         self.prefixes = _prefixes(self.cache, executor, prefix_root, tier)
         self.grammars = Grammars(tokenizer, executor.vocab_size)
         self.limits = Limits(
             executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed,
-            RequestRules(tokenizer, executor.vocab_size, self.grammars),
+            rules=RequestRules(tokenizer, executor.vocab_size, self.grammars),
+            reuse=reuse,
         )  # fmt: skip
         self.scheduler = Scheduler(
             self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens

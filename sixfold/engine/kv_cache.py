@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from sixfold.runtime.batch import PAGE_SIZE
 
 PageCopy = tuple[int, int]  # (source page, target page)
+TokenMove = tuple[int, int, int, int, int, int]  # (source page, slot, target page, slot, tokens, shift of position)
+Copy = PageCopy | TokenMove  # what is done before a step, each in its turn: a later one may reuse an earlier source
 
 
 class PageTable:
@@ -85,7 +88,7 @@ class KVCache:
         """Pages that some table has or that are kept."""
         return self.num_pages - len(self._free)
 
-    def append(self, table: PageTable, start: int, end: int, copies: list[PageCopy]) -> bool:
+    def append(self, table: PageTable, start: int, end: int, copies: list[Copy]) -> bool:
         """Makes positions ``start`` to ``end`` of the table writable: False, and no change, if pages are short.
 
         New pages are added at the end; a shared or kept page in the range is replaced by an own one. When such a page
@@ -136,6 +139,16 @@ class KVCache:
         self.held -= len(table.pages)
         table.pages = array("i")
         self._tables.discard(table)
+
+    @contextmanager
+    def pinned(self, pages: array[int]) -> Iterator[None]:
+        """Nobody evicts these meanwhile."""
+        pins = PageTable()
+        self.adopt(pins, pages)
+        try:
+            yield
+        finally:
+            self.free(pins)
 
     def keep(self, page: int) -> None:
         """A page that a table has is kept from now on."""

@@ -112,6 +112,14 @@ class TieredPrefixes:
         return self._prefixes.evictions
 
     @property
+    def reused(self) -> int:
+        return self._prefixes.reused
+
+    @property
+    def recomputed(self) -> int:
+        return self._prefixes.recomputed
+
+    @property
     def tier(self) -> dict[str, TierCounts] | None:
         return self._tier.levels()
 

@@ -16,7 +16,7 @@ from sixfold.engine.sequence import Request
 from sixfold.engine.token_rules import NO_RULES
 from sixfold.errors import ContextLengthError, InvalidRequestError
 from sixfold.runtime.batch import PAGE_SIZE
-from sixfold.types import MAX_CACHE_SALT, SamplingParams
+from sixfold.types import MAX_CACHE_SALT, ReuseContext, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Limits:
     num_pages: int
     seed: int = 0  # base of the seeds for requests that bring none
     rules: RequestRules | None = None  # None: no parameter may speak of text (tests)
+    reuse: ReuseContext | None = None  # of requests that do not say
     _seeds: random.Random = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +43,7 @@ class Limits:
         arrival: float = 0.0,
         prompt: str | None = None,
         cache_salt: str | None = None,
+        reuse_context: object = None,
     ) -> Request:
         """Raises InvalidRequestError or ContextLengthError with the numbers and the option to change."""
         self.check(prompt_ids, params)
@@ -64,12 +66,19 @@ class Limits:
             cache_salt=cache_salt,
             rules=rules,
             constrain=constrain,
+            reuse=self.reuse_of(reuse_context),
         )
 
     async def prepare(self, params: SamplingParams) -> None:
         """Does the part of :meth:`accept` that may take long, on another thread. Raises InvalidRequestError."""
         if self.rules is not None:
             await self.rules.prepare(params)
+
+    def reuse_of(self, asked: object) -> ReuseContext | None:
+        """What a request asks for; None: what this engine does by default. Raises InvalidRequestError."""
+        if asked is None or (asked is True and self.reuse is not None):
+            return self.reuse
+        return asked if isinstance(asked, ReuseContext) else ReuseContext.parse(asked)
 
     def check(self, prompt_ids: List[int], params: SamplingParams) -> None:
         """Raises what :meth:`accept` raises."""

@@ -25,7 +25,8 @@ from sixfold.engine.sequence import Request
 from sixfold.errors import ConfigError, InvalidRequestError, TemplateError
 from sixfold.types import RequestOutput, SamplingParams
 
-Prompt = str | Mapping[str, Any]  # a text, or {"prompt_token_ids": [...]} (or {"prompt": "..."}), and its "cache_salt"
+# A text, or {"prompt_token_ids": [...]} (or {"prompt": "..."}) with its "cache_salt" and "reuse_context".
+Prompt = str | Mapping[str, Any]
 Message = Mapping[str, Any]
 
 
@@ -35,6 +36,7 @@ class _Tokens(NamedTuple):
     text: str | None
     ids: List[int]
     cache_salt: str | None = None
+    reuse_context: object = None  # None: what the engine does by default
 
 
 class LLM:
@@ -191,7 +193,7 @@ class LLM:
     def _accept(self, prompt: _Tokens, params: SamplingParams) -> Request:
         return self._core.limits.accept(
             f"offline-{next(self._ids)}", prompt.ids, params, arrival=time.monotonic(), prompt=prompt.text,
-            cache_salt=prompt.cache_salt,
+            cache_salt=prompt.cache_salt, reuse_context=prompt.reuse_context,
         )  # fmt: skip
 
     @contextlib.contextmanager
@@ -218,11 +220,11 @@ class LLM:
         if isinstance(prompt, str):
             return _Tokens(prompt, self.tokenizer.encode(prompt))
         if isinstance(prompt, Mapping):
-            text, salt = prompt.get("prompt"), prompt.get("cache_salt")
+            text, salt, reuse = prompt.get("prompt"), prompt.get("cache_salt"), prompt.get("reuse_context")
             if "prompt_token_ids" in prompt:
-                return _Tokens(text, list(prompt["prompt_token_ids"]), salt)
+                return _Tokens(text, list(prompt["prompt_token_ids"]), salt, reuse)
             if isinstance(text, str):
-                return _Tokens(text, self.tokenizer.encode(text), salt)
+                return _Tokens(text, self.tokenizer.encode(text), salt, reuse)
         raise InvalidRequestError(
             f"A prompt is a {type(prompt).__name__} that says no text or tokens",
             remedy='Use a string or {"prompt_token_ids": [...]}',

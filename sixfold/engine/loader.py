@@ -24,6 +24,7 @@ from sixfold.engine.tokenizer import Tokenizer
 from sixfold.errors import ConfigError
 from sixfold.runtime.kv_format import exact_bytes, layer_formats, page_bytes
 from sixfold.runtime.native import NativeExecutor
+from sixfold.types import ReuseContext
 from sixfold.weights.model_file import open_model
 
 
@@ -60,6 +61,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         seed=config.seed,
         prefix_root=_prefix_root(model.digest, executor) if config.prefix_cache else None,
         tier=open_tier(disk=config.kv_disk, disk_bytes=config.kv_disk_bytes, redis=config.kv_redis, s3=config.kv_s3),
+        reuse=ReuseContext.parse(config.reuse),
         listener=listener,
     )
     return LoadedEngine(config.model, core, tokenizer, template)

@@ -20,6 +20,7 @@ from collections.abc import Sequence as List
 from typing import NamedTuple, Protocol
 
 from sixfold.cache import CacheKey, TierCounts
+from sixfold.engine.context_reuse import NO_REUSE, ContextReuse, Reuse
 from sixfold.engine.eviction import EvictionOrder
 from sixfold.engine.kv_cache import KVCache, PageTable, pages_for
 from sixfold.engine.prefix_key import PrefixRoot, pack
@@ -35,11 +36,15 @@ class Beginning(NamedTuple):
     tokens: int
     entry: Entry | None = None  # of the last full page: where the sequence goes on entering; None: it does not
     path: tuple[Entry, ...] = ()  # the entries that were found
+    reuse: Reuse = NO_REUSE  # what is known of the tokens after them
 
     def whole_pages(self) -> Beginning:
         """Without the page that would have to be copied."""
         full = self.tokens // PAGE_SIZE
         return Beginning(self.pages[:full], full * PAGE_SIZE, self.entry, self.path[:full])
+
+    def without_reuse(self) -> Beginning:
+        return self._replace(reuse=NO_REUSE)
 
 
 NOTHING_FOUND = Beginning(array("i"), 0)
@@ -61,6 +66,14 @@ class Prefixes(Protocol):
     @property
     def evictions(self) -> int:
         """Pages."""
+
+    @property
+    def reused(self) -> int:
+        """Tokens that were moved from elsewhere for sequences that began."""
+
+    @property
+    def recomputed(self) -> int:
+        """Tokens found elsewhere for them that were computed all the same."""
 
     @property
     def tier(self) -> dict[str, TierCounts] | None:
@@ -130,7 +143,7 @@ class NoPrefixCache(NothingToCome):
     """Finds nothing and keeps nothing."""
 
     on = False
-    queries = hits = evictions = 0
+    queries = hits = evictions = reused = recomputed = 0
     num_entries = empty_slots = 0
 
     def find(self, sequence: Sequence, limit: int, /) -> Beginning:
@@ -159,9 +172,10 @@ class PrefixCache(NothingToCome):
         self._cache = cache
         self._root = root
         self._tree = PrefixTree()
+        self._context = ContextReuse(self._tree)
         self._order = EvictionOrder(cache.num_pages)
         self._by_page: list[Entry | None] = [None] * cache.num_pages
-        self.queries = self.hits = self.evictions = 0
+        self.queries = self.hits = self.evictions = self.reused = self.recomputed = 0
         self.on_evict: Callable[[Entry], None] = _ignore  # called while the page still holds the entry's content
         cache.keeper = self
 
@@ -195,7 +209,8 @@ class PrefixCache(NothingToCome):
             pages.append(last[0].page)
             path.append(last[0])
             at += last[1]
-        return Beginning(pages, at, entry, tuple(path))
+        reuse = self._context.find(sequence.request.reuse, entry.root, tokens, at, limit)
+        return Beginning(pages, at, entry, tuple(path), reuse)
 
     def forked(self, source: Sequence, tokens: int, /) -> Beginning:
         """What a choice shares with another one of its request."""
@@ -206,11 +221,15 @@ class PrefixCache(NothingToCome):
 
     def begun(self, sequence: Sequence, beginning: Beginning, /) -> None:
         """The sequence's table has the pages now."""
-        sequence.prefix = beginning.entry
-        for entry in beginning.path:
+        reuse = beginning.reuse
+        sequence.prefix = None if reuse.parts else beginning.entry  # what is not exact is never entered
+        for entry in {*beginning.path, *reuse.entries}:
             self._order.used(entry)
         if sequence.num_cached_tokens is None:  # not when it comes back after a preemption
             sequence.num_cached_tokens = beginning.tokens if sequence.index == 0 else 0
+            sequence.num_reused_tokens, sequence.num_recomputed_tokens = reuse.tokens, reuse.again
+            self.reused += reuse.tokens
+            self.recomputed += reuse.again
             if sequence.index == 0 and sequence.skippable:  # its siblings share by forks
                 self.queries += len(sequence.token_ids)
                 self.hits += beginning.tokens

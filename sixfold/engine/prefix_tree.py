@@ -25,7 +25,9 @@ NO_PAGE = -1
 class Entry:
     """A page of tokens after all those of its parents; the root of a tree has no page."""
 
-    __slots__ = ("children", "depth", "due", "epoch", "key", "page", "parent", "root", "tokens", "used_at", "uses")
+    __slots__ = (
+        "children", "depth", "due", "epoch", "indexed", "key", "page", "parent", "root", "tokens", "used_at", "uses",
+    )  # fmt: skip
 
     def __init__(self, key: bytes, parent: Entry | None, tokens: bytes, page: int, root: PrefixRoot, epoch: int):
         self.key = key
@@ -36,6 +38,7 @@ class Entry:
         self.root = root
         self.epoch = epoch  # how often the tree had been cleared
         self.children: list[Entry] = []  # in order of their tokens
+        self.indexed = False  # the context index knows it; only that reads and writes this
         # What decides when it is evicted; only the eviction order reads and writes these.
         self.uses = 0
         self.used_at = 0
@@ -54,6 +57,10 @@ class PrefixTree:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
+
+    def newest(self) -> Iterator[Entry]:
+        """All entries, the last to come first."""
+        return reversed(self._entries.values())
 
     def clear(self) -> None:
         self._roots.clear()

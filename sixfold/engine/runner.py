@@ -6,6 +6,7 @@ Owns: the batch's layout. Must not know: why these tokens run, or what is done w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 import numpy as np
 
@@ -19,10 +20,13 @@ class Runner:
         self.executor = executor
 
     def forward(self, schedule: Schedule) -> None:
-        """Copies the pages that are to be copied, then runs the tokens."""
-        if schedule.copies:
-            pairs = np.array(schedule.copies, dtype=np.int32)
-            self.executor.copy_pages(np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
+        """Copies the pages and moves the tokens that are to be, then runs the rows."""
+        for width, copies in groupby(schedule.copies, key=len):
+            table = np.array(list(copies), dtype=np.int32)
+            if width == 2:
+                self.executor.copy_pages(np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1]))
+            else:
+                self.executor.move_tokens(table)
         self.executor.forward(_batch(schedule))
 
     def sampling_logits(self, schedule: Schedule) -> tuple[list[Sequence], Float32]:

@@ -4,7 +4,8 @@ Owns: the waiting and running sequences, their pages and ``num_computed``. Must 
 
 There are no phases: a step is {sequence: number of tokens}. A sequence has ``len(token_ids) - num_computed`` tokens
 left to run; when a step reaches the end of ``token_ids``, a token is sampled. Prefill, its chunks, decoding, a known
-prefix, a fork for n > 1 and recomputation after a preemption are all that one number.
+prefix, a fork for n > 1 and recomputation after a preemption are all that one number. Where context is reused beyond
+the prefix, those tokens lie in several gaps, and a sequence may have several rows in a step.
 
 A sequence is admitted when pages for all its tokens can be had, and takes them chunk by chunk: until then they may hold
 what the prefix cache keeps. Those admitted next see them as promised.
@@ -19,7 +20,7 @@ from bisect import insort
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sixfold.engine.kv_cache import KVCache, PageCopy, pages_for
+from sixfold.engine.kv_cache import Copy, KVCache, pages_for
 from sixfold.engine.kv_waste import Allocation
 from sixfold.engine.prefix_cache import Beginning, NoPrefixCache, Prefixes
 from sixfold.engine.sequence import PROMPT_SCORE_ROWS, Sequence, Status
@@ -37,7 +38,7 @@ class ScheduledRow(NamedTuple):
 
 class Schedule(NamedTuple):
     rows: tuple[ScheduledRow, ...]
-    copies: tuple[PageCopy, ...]  # pages to copy before the step, in order
+    copies: tuple[Copy, ...]  # pages to copy, and tokens to move, before the step, in order
 
 
 class Scheduler:
@@ -70,7 +71,7 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         self.prefixes.arrive()
-        copies: list[PageCopy] = []
+        copies: list[Copy] = []
         rows, budget = self._continue_running(copies)
         if self.waiting:
             self._admit(rows, budget, copies)
@@ -80,9 +81,9 @@ class Scheduler:
         """The step has run: its tokens are in the KV pages."""
         ran = 0
         for sequence, start, count, _ in schedule.rows:
-            end = sequence.num_computed = start + count
+            sequence.advance(start + count)
             ran += count
-            if end % PAGE_SIZE < count:  # a page has filled
+            if (start + count) % PAGE_SIZE < count:  # a page has filled
                 self.prefixes.filled(sequence)
         self.computed += ran
 
@@ -100,9 +101,9 @@ class Scheduler:
     def _let_go(self, sequence: Sequence) -> None:
         self.prefixes.ended(sequence)
         self.cache.free(sequence.table)
-        self.computed -= sequence.num_computed
+        self.computed -= sequence.num_held
 
-    def _continue_running(self, copies: list[PageCopy]) -> tuple[list[ScheduledRow], int]:
+    def _continue_running(self, copies: list[Copy]) -> tuple[list[ScheduledRow], int]:
         """Rows of the running sequences, most urgent first, and the tokens left for others.
 
         Only the tail of ``running`` is preempted and the loop goes towards it, so nobody loses the pages of a row
@@ -113,18 +114,17 @@ class Scheduler:
         at = 0
         while at < len(self.running):
             sequence = self.running[at]
-            count = _wanted(sequence, budget - (len(self.running) - at - 1))
-            if not self._grow(sequence, count, copies):
+            new = _rows(sequence, budget - (len(self.running) - at - 1))
+            if not self._grow(sequence, new[-1], copies):
                 break
-            rows.append(_row(sequence, count))
-            budget -= count
+            rows += new
+            budget -= sum(row.count for row in new)
             at += 1
         return rows, budget
 
-    def _grow(self, sequence: Sequence, count: int, copies: list[PageCopy]) -> bool:
-        """Gets pages for ``count`` more tokens, from the least urgent if need be; False if that is itself."""
-        start = sequence.num_computed
-        while not self.cache.append(sequence.table, start, start + count, copies):
+    def _grow(self, sequence: Sequence, last: ScheduledRow, copies: list[Copy]) -> bool:
+        """Gets pages up to its ``last`` row, from the least urgent if need be; False if that is itself."""
+        while not self.cache.append(sequence.table, sequence.num_computed, last.start + last.count, copies):
             victim = self.running.pop()
             self._preempt(victim)
             if victim is sequence:
@@ -134,12 +134,12 @@ class Scheduler:
     def _preempt(self, victim: Sequence) -> None:
         """Back to waiting without pages: its tokens stay and are run again as if they were prompt."""
         self._let_go(victim)
-        victim.num_computed = 0
+        victim.begin(0)
         victim.status = Status.WAITING
         insort(self.waiting, victim, key=_urgency)  # it arrived before those that never ran: at their front
         self.preemptions += 1
 
-    def _admit(self, rows: list[ScheduledRow], budget: int, copies: list[PageCopy]) -> None:
+    def _admit(self, rows: list[ScheduledRow], budget: int, copies: list[Copy]) -> None:
         """Adds rows of waiting sequences, most urgent first; nobody overtakes one that waits for pages."""
         at = 0
         promised = sum(_promised(row) for row in rows if not row.samples)
@@ -153,35 +153,39 @@ class Scheduler:
             if source is None and not self.prefixes.ready(sequence):
                 at += 1
                 continue
-            row = self._place(sequence, source, budget, promised, copies)
-            if row is None:
+            new = self._place(sequence, source, budget, promised, copies)
+            if not new:
                 return
             del self.waiting[at]
             sequence.status = Status.RUNNING
             insort(self.running, sequence, key=_urgency)
-            rows.append(row)
-            budget -= row.count
-            promised += _promised(row)
+            rows += new
+            budget -= sum(row.count for row in new)
+            promised += _promised(new[-1])
 
     def _place(
-        self, sequence: Sequence, source: Sequence | None, budget: int, promised: int, copies: list[PageCopy]
-    ) -> ScheduledRow | None:
-        """The sequence's first row, with pages for it; None if pages for all its tokens can not be had."""
+        self, sequence: Sequence, source: Sequence | None, budget: int, promised: int, copies: list[Copy]
+    ) -> list[ScheduledRow]:
+        """The sequence's first rows, with pages for them; none if pages for all its tokens can not be had."""
         room = self.cache.num_free - promised - (self.watermark if self.running else 0)
         if self.running and self._refused is not None and self._refused[0] is sequence and room <= self._refused[1]:
-            return None  # without looking its prefix up again in every step
+            return []  # without looking its prefix up again in every step
         beginning = self._beginning(sequence, source, room)
         if beginning is None:
             self._refused = sequence, room
-            return None
+            return []
+        reuse = beginning.reuse
         self.cache.adopt(sequence.table, beginning.pages)
         self.prefixes.begun(sequence, beginning)
-        sequence.num_computed = beginning.tokens
-        self.computed += beginning.tokens
-        row = _row(sequence, _wanted(sequence, budget))
-        if not self.cache.append(sequence.table, row.start, row.start + row.count, copies):
-            raise AssertionError("pages that were counted as free are not")
-        return row
+        sequence.begin(beginning.tokens, reuse.intervals)
+        self.computed += sequence.num_held
+        rows = _rows(sequence, budget)
+        end = max(rows[-1].start + rows[-1].count, reuse.end)
+        with self.cache.pinned(reuse.pages):
+            if not self.cache.append(sequence.table, beginning.tokens, end, copies):
+                raise AssertionError("pages that were counted as free are not")
+        copies += reuse.moves(sequence.table.pages)
+        return rows
 
     def _beginning(self, sequence: Sequence, source: Sequence | None, room: int) -> Beginning | None:
         """What the sequence can begin with when ``room`` pages can be had; None if they are too few."""
@@ -189,29 +193,29 @@ class Scheduler:
             found = self.prefixes.forked(source, sequence.prompt_length - 1)
         else:
             found = self.prefixes.find(sequence, sequence.skippable)
-        if self._cost(sequence, found) > room:  # the page to copy may be what is too much
-            found = found.whole_pages()
+        for leaner in (found.without_reuse, found.whole_pages):  # donors or the page to copy may be what is too much
+            if self._cost(sequence, found) > room:
+                found = leaner()
         return None if self._cost(sequence, found) > room else found
 
     def _cost(self, sequence: Sequence, beginning: Beginning) -> int:
         """Pages that can no longer be had once the sequence has all it needs."""
         missing = pages_for(len(sequence.token_ids)) - beginning.tokens // PAGE_SIZE
-        return missing + self.cache.idle_among(beginning.pages)
+        return missing + self.cache.idle_among({*beginning.pages, *beginning.reuse.pages})
 
 
 def _urgency(sequence: Sequence) -> tuple[int, float, int, int]:
     return sequence.order
 
 
-def _wanted(sequence: Sequence, budget: int) -> int:
-    """How many tokens the sequence runs when ``budget`` are left for it."""
-    count = min(len(sequence.token_ids) - sequence.num_computed, budget)
-    return min(count, PROMPT_SCORE_ROWS) if sequence.prompt_logprobs and sequence.scores_prompt else count
-
-
-def _row(sequence: Sequence, count: int) -> ScheduledRow:
-    start = sequence.num_computed
-    return ScheduledRow(sequence, start, count, samples=start + count == len(sequence.token_ids))
+def _rows(sequence: Sequence, budget: int) -> list[ScheduledRow]:
+    """What the sequence runs when ``budget`` tokens are left for it, gap by gap."""
+    scores = sequence.prompt_logprobs and sequence.scores_prompt
+    length = len(sequence.token_ids)
+    return [
+        ScheduledRow(sequence, start, count, start + count == length)
+        for start, count in sequence.next_tokens(min(budget, PROMPT_SCORE_ROWS) if scores else budget)
+    ]
 
 
 def _promised(row: ScheduledRow) -> int:

@@ -7,7 +7,8 @@ thread: the scheduler moves its status and pages, the core appends its tokens.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from sixfold.engine.kv_cache import PageTable
 from sixfold.engine.prefix_tree import Entry
 from sixfold.engine.sampler import Sampled
 from sixfold.engine.token_rules import NO_RULES, TokenRules
-from sixfold.types import FinishReason, SamplingParams
+from sixfold.types import FinishReason, ReuseContext, SamplingParams
 
 NOTHING: frozenset[int] = frozenset()
 PROMPT_SCORE_ROWS = 64  # prompt rows scored in one step: bounds the logits kept at once
@@ -38,6 +39,7 @@ class Request:
     cache_salt: str | None = None  # only requests of the same salt begin with each other's pages
     rules: TokenRules = NO_RULES  # the parameters that speak of text, in token ids
     constrain: Callable[[], TokenConstraint] | None = None  # makes one for each choice
+    reuse: ReuseContext | None = None  # of context that is not a prefix, an approximation; None: exact
 
 
 class Status(enum.Enum):
@@ -53,6 +55,11 @@ class Sequence:
     token_ids      | prompt ............... | generated ...... |
                    0      num_computed      prompt_length      len(token_ids)
                           ^ tokens before it have their KV in ``table``
+
+    Beyond it there may be tokens whose KV is there already (``ready``, reused context); what is left are gaps:
+
+                   | computed | gap | ready | gap | ready | last gap |
+                              ^ num_computed
     """
 
     request: Request
@@ -62,8 +69,11 @@ class Sequence:
     prompt_length: int
     table: PageTable = field(default_factory=PageTable)
     num_computed: int = 0
+    ready: list[tuple[int, int]] = field(default_factory=list)  # [begin, end), in order; none reaches the last token
     prefix: Entry | None = None  # the prefix cache's: the last of its pages that was entered; None: it enters none
     num_cached_tokens: int | None = None  # of the prompt, found when it first began; None: it has not
+    num_reused_tokens: int = 0  # of the prompt, moved from elsewhere when it first began
+    num_recomputed_tokens: int = 0  # of the prompt, found elsewhere then, and computed all the same
     status: Status = Status.WAITING
     siblings: tuple[Sequence, ...] = ()  # all choices of the request, in order, itself included
     finish_reason: FinishReason | None = None
@@ -87,6 +97,33 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - self.prompt_length
+
+    @property
+    def num_held(self) -> int:
+        """Tokens with their KV in pages."""
+        return self.num_computed + sum(end - begin for begin, end in self.ready)
+
+    def begin(self, tokens: int, ready: List[tuple[int, int]] = ()) -> None:
+        """The first ``tokens`` have their KV, and those of ``ready``."""
+        self.ready = list(ready)
+        self.advance(tokens)
+
+    def advance(self, end: int) -> None:
+        """All before ``end`` have their KV: it goes on where the next gap begins."""
+        while self.ready and self.ready[0][0] == end:
+            end = self.ready.pop(0)[1]
+        self.num_computed = end
+
+    def next_tokens(self, count: int) -> Iterator[tuple[int, int]]:
+        """(start, count) of each piece of the next ``count`` tokens to run."""
+        start = self.num_computed
+        for begin, end in (*self.ready, (len(self.token_ids), 0)):
+            piece = min(begin - start, count)
+            if piece <= 0:
+                return
+            yield start, piece
+            count -= piece
+            start = end
 
     @property
     def forbidden_ids(self) -> frozenset[int]:

@@ -51,6 +51,8 @@ class EngineStats:
     jumped_tokens: int = 0  # generated ones that a grammar forced and no step sampled
     fetched_tokens: int = 0  # whose KV came from the tier
     foreseen_tokens: int = 0  # of them, before a request asked
+    reused_tokens: int = 0  # whose KV came from elsewhere in other prompts
+    recomputed_tokens: int = 0  # found there, and computed all the same
     tier: dict[str, TierCounts] | None = None  # by place; None: there is none
 
     @property
@@ -88,6 +90,8 @@ class EngineStats:
             jumped_tokens=totals.jumped_tokens,
             fetched_tokens=prefixes.fetched_tokens,
             foreseen_tokens=prefixes.foreseen_tokens,
+            reused_tokens=prefixes.reused,
+            recomputed_tokens=prefixes.recomputed,
             tier=prefixes.tier,
         )
 

@@ -63,6 +63,10 @@ class Executor(Protocol):
     def copy_pages(self, sources: Int32, targets: Int32) -> None:
         """Copies page ``sources[i]`` to ``targets[i]`` in that order: a later copy may reuse an earlier source."""
 
+    def move_tokens(self, moves: Int32) -> None:
+        """Rows [M, 6] of (source page, slot, target page, slot, count, shift), in that order: the KV of ``count``
+        tokens goes to another page, with its keys rotated on by ``shift`` positions."""
+
     def read_page(self, page: int) -> bytes:
         """The content of a page, ``page_bytes`` long."""
 

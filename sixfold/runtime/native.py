@@ -81,6 +81,9 @@ class NativeExecutor:
     def copy_pages(self, sources: Int32, targets: Int32) -> None:
         self._executor.copy_pages(sources, targets)
 
+    def move_tokens(self, moves: Int32) -> None:
+        self._executor.move_tokens(moves)
+
     def read_page(self, page: int) -> bytes:
         return self._executor.read_page(page)
 

@@ -16,7 +16,7 @@ from starlette.types import Receive
 from sixfold.engine.async_engine import AsyncEngine, RequestStream
 from sixfold.engine.collect import Collector
 from sixfold.server.error_body import DrainingError, GenerationFailedError
-from sixfold.types import RequestOutput, SamplingParams
+from sixfold.types import RequestOutput, ReuseContext, SamplingParams
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ class Generation:
         *,
         priority: int,
         cache_salt: str | None,
+        reuse_context: ReuseContext | bool | None,
         retry_after: Callable[[], float | None],
     ) -> Generation:
         """Queues every prompt. Raises the engine's errors before any of them costs computation."""
@@ -57,8 +58,11 @@ class Generation:
         try:
             for prompt in prompts:
                 streams.append(
-                    engine.generate(prompt.ids, params, priority=priority, prompt=prompt.text, cache_salt=cache_salt)
-                )
+                    engine.generate(
+                        prompt.ids, params, priority=priority, prompt=prompt.text, cache_salt=cache_salt,
+                        reuse_context=reuse_context,
+                    )
+                )  # fmt: skip
         except BaseException:
             for stream in streams:
                 await stream.aclose()

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sixfold.types import CompletionOutput, PositionLogprobs, RequestOutput, TokenLogprob
 
@@ -59,21 +59,42 @@ class ResponseHead:
         }
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
-    """``cached_tokens`` None: there is no prefix cache, so there are no details; with one, 0 is said."""
+class PromptCounts(NamedTuple):
+    """Tokens of a prompt; None: not looked for."""
+
+    prompt: int
+    cached: int | None
+    reused: int | None
+    recomputed: int | None
+
+    @classmethod
+    def of(cls, output: RequestOutput) -> PromptCounts:
+        return cls(
+            len(output.prompt_token_ids), output.num_cached_tokens, output.num_reused_tokens,
+            output.num_recomputed_tokens,
+        )  # fmt: skip
+
+
+def usage(prompts: Sequence[PromptCounts], completion_tokens: int) -> dict[str, Any]:
+    """Over the prompts of a request. Without a prefix cache there are no details; with one, 0 is said."""
+    prompt_tokens = sum(counts.prompt for counts in prompts)
+    sums = {
+        "cached_tokens": _sum(counts.cached for counts in prompts),
+        "reused_tokens": _sum(counts.reused for counts in prompts),
+        "recomputed_tokens": _sum(counts.recomputed for counts in prompts),
+    }
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": None if cached_tokens is None else {"cached_tokens": cached_tokens},
+        "prompt_tokens_details": {name: count for name, count in sums.items() if count is not None} or None,
     }
 
 
 def usage_of(outputs: Sequence[RequestOutput], *, only_prompt: bool = False) -> dict[str, Any]:
     return usage(
-        sum(len(output.prompt_token_ids) for output in outputs),
+        [PromptCounts.of(output) for output in outputs],
         0 if only_prompt else sum(map(generated_tokens, outputs)),
-        cached_sum(output.num_cached_tokens for output in outputs),
     )
 
 
@@ -82,8 +103,7 @@ def generated_tokens(output: RequestOutput) -> int:
     return output.discarded_tokens + sum(len(choice.token_ids) for choice in output.outputs)
 
 
-def cached_sum(counts: Iterable[int | None]) -> int | None:
-    """Over the prompts of a request; None if nothing was looked for."""
+def _sum(counts: Iterable[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
 

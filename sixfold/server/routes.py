@@ -37,7 +37,7 @@ def _body(model: str) -> dict[str, Any]:
 async def chat_completions(request: Request) -> Response:
     state = state_of(request)
     ask = await body.read(request, ChatRequest)
-    head = state.head("chatcmpl", ask.model)
+    head = state.head("chatcmpl", ask)
     params = ask.params(state.config)
     prompts = state.cut([await state.tokenize_chat(ask.messages, ask)], params, ask)
     as_id = ask.return_tokens_as_token_ids
@@ -52,7 +52,7 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     state = state_of(request)
     ask = await body.read(request, CompletionRequest)
-    head = state.head("cmpl", ask.model)
+    head = state.head("cmpl", ask)
     params = ask.params(state.config)
     prompts = state.cut(await state.tokenize(ask.prompt, ask.add_special_tokens), params, ask)
     tokenizer = state.engine.tokenizer

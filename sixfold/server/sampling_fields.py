@@ -16,7 +16,7 @@ from sixfold.engine.beam_search import BeamSearchParams
 from sixfold.errors import InvalidRequestError
 from sixfold.server.body import clip, kind_of, unknown_field
 from sixfold.server.structured_fields import STRUCTURED_FIELDS, structured_outputs
-from sixfold.types import DRY_BREAKERS, MAX_CACHE_SALT, SamplingParams
+from sixfold.types import DRY_BREAKERS, MAX_CACHE_SALT, ReuseContext, SamplingParams
 
 # Bounds that native code and the seed's arithmetic can hold; meaning is checked by SamplingParams.
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
@@ -73,6 +73,17 @@ def _texts(name: str) -> Callable[[Any], list[str]]:
     return check
 
 
+def _reuse_context(value: Any) -> ReuseContext | bool | None:
+    return value if value is None or isinstance(value, bool) else ReuseContext.parse(value)
+
+
+ReuseField = Annotated[
+    ReuseContext | bool | None,
+    PlainValidator(_reuse_context),
+    WithJsonSchema(
+        {"anyOf": [{"type": "boolean"}, {"type": "object", "properties": {"recompute": {"type": "number"}}}]}
+    ),
+]
 Stop = Annotated[
     list[str],
     PlainValidator(_stop),
@@ -205,6 +216,7 @@ class SamplingFields(BaseModel):
     return_tokens_as_token_ids: bool = False
     priority: Int32 = 0
     cache_salt: CacheSalt | None = None
+    reuse_context: ReuseField = None  # None: as the server does by default
     # Labels for the caller's own books: they change nothing here, so they are welcome.
     user: str | None = None
     metadata: dict[str, Any] | None = None

@@ -72,14 +72,16 @@ class ServerState:
             f"The model {clip(asked)!r} is not served here", remedy=f"Use {' or '.join(self.names)}", param="model"
         )
 
-    def head(self, prefix: str, asked: str | None) -> ResponseHead:
-        """Of a response to a request that asked for this model. Raises :class:`ModelNotFoundError`."""
-        return ResponseHead.new(prefix, self.model_name(asked), self.fingerprint)
+    def head(self, prefix: str, ask: SamplingFields) -> ResponseHead:
+        """Of a response to this request. Raises :class:`ModelNotFoundError`."""
+        reuse = self.engine.reuse_of(ask.reuse_context)
+        named = self.fingerprint if reuse is None else f"{self.fingerprint}-{reuse.name}"
+        return ResponseHead.new(prefix, self.model_name(ask.model), named)
 
     async def start(self, prompts: Sequence[TokenPrompt], params: SamplingParams, ask: SamplingFields) -> Generation:
         return await Generation.start(
             self.engine, prompts, params, priority=ask.priority, cache_salt=ask.cache_salt,
-            retry_after=self.retry_after,
+            reuse_context=ask.reuse_context, retry_after=self.retry_after,
         )  # fmt: skip
 
     async def whole(

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from sixfold.server.completions import CompletionChoices
 from sixfold.server.error_body import describe
 from sixfold.server.generation import Generation, cancel, disconnected
-from sixfold.server.responses import ResponseHead, cached_sum, chat_logprobs, usage
+from sixfold.server.responses import PromptCounts, ResponseHead, chat_logprobs, usage
 from sixfold.server.sampling_fields import StreamOptions
 from sixfold.types import CompletionOutput, RequestOutput
 
@@ -53,14 +53,12 @@ class Events:
         self._head = f'data: {_encode(head.fields(self.kind))[:-1]},"choices":['
         self._options = options
         self._frames: dict[tuple[int, int], tuple[str, str]] = {}  # by prompt and choice: around the text of a chunk
-        self._prompt_tokens: dict[int, int] = {}
-        self._cached_tokens: dict[int, int | None] = {}
+        self._prompts: dict[int, PromptCounts] = {}
         self._completion_tokens = 0
 
     def feed(self, prompt: int, output: RequestOutput) -> str:
-        if prompt not in self._prompt_tokens:
-            self._prompt_tokens[prompt] = len(output.prompt_token_ids)
-            self._cached_tokens[prompt] = output.num_cached_tokens
+        if prompt not in self._prompts:
+            self._prompts[prompt] = PromptCounts.of(output)
         for choice in output.outputs:
             self._completion_tokens += self._counted(choice)
         chunks: list[str] = []
@@ -96,8 +94,7 @@ class Events:
         return len(choice.token_ids)
 
     def _usage(self) -> dict[str, Any]:
-        cached = cached_sum(self._cached_tokens.values())
-        return usage(sum(self._prompt_tokens.values()), self._completion_tokens, cached)
+        return usage(list(self._prompts.values()), self._completion_tokens)
 
     def _chunk(self, choice: str) -> str:
         if self._options.continuous_usage_stats:

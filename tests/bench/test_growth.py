@@ -17,6 +17,7 @@ def test_batches_at_the_shortest_context_and_contexts_alone() -> None:
 
 def test_every_case_is_run_every_round_over_pages_of_its_own() -> None:
     executor = FakeExecutor(num_pages=40)
+    executor.placed = False
     rounds: list[int] = []
     wanted = growth.cases([1, 4], [20, 600])
     found = growth.measure(executor, wanted, 3, rounds.append)

@@ -129,6 +129,15 @@ def test_kv_formats_are_scored_on_a_text(sixfold_json, chat_model: str, tmp_path
     assert (int8["ctx"], int8["windows"]) == (64, 2)
 
 
+def test_kv_reuses_context(sixfold, sixfold_json, chat_model: str) -> None:
+    shape = ("--section", "reuse", "--chunks", 2, "--chunk-tokens", 64, "--prompts", 4, "--kv-memory", "4M")
+    found = sixfold_json("bench", "kv", chat_model, *shape, "--shares", "0.3,0.6")["reuse"]
+    assert [one["recompute"] for one in found["curve"]] == [0.3, 0.6]
+    for one in found["curve"]:
+        assert one["prompts"] == 4 and one["reused_tokens"] > 20 and one["kl_text"] >= 0 and one["ttft_ms"] > 0
+    assert "computed again" in sixfold("bench", "kv", chat_model, *shape).stdout
+
+
 def test_kv_replays_a_trace(sixfold, sixfold_json, chat_model: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     rows = [f"2023-11-16 18:15:{46 + i}.680590{i},{374 + i},{44 + i}" for i in range(5)]
@@ -217,6 +226,8 @@ def test_decode_times_a_schema(sixfold, chat_model: str) -> None:
         (["kv", "--section", "speed"], 2),
         (["decode", "--section", "speed"], 2),
         (["decode", "--prompt-tokens", "300"], 1),
+        (["kv", "--section", "reuse", "--shares", "0.1,2"], 2),
+        (["kv", "--section", "similar"], 1),
         (["kv", "--section", "prefix"], 1),
         (["kv", "--section", "waste", "--trace", "none.csv"], 1),
     ],

@@ -93,6 +93,19 @@ def test_unknown_options_are_named():
         LLM("smollm2", gpu_memory_utilization=0.9)
 
 
+def test_reused_context():
+    llm = make_llm()
+    one, two = ([(at * at * step) % 256 for at in range(1, 101)] for step in (3, 7))
+    llm.generate({"prompt_token_ids": one + two}, PARAMS)
+    ask = {"prompt_token_ids": [*two, *one, 1]}
+    (plain,) = llm.generate({**ask, "cache_salt": "other"}, PARAMS)
+    (output,) = llm.generate({**ask, "reuse_context": {"recompute": 0.25}}, PARAMS)
+    assert same(output, plain)
+    assert (plain.num_reused_tokens, output.num_reused_tokens, output.num_recomputed_tokens) == (None, 150, 50)
+    with pytest.raises(InvalidRequestError, match="reuse_context"):
+        llm.generate({**ask, "reuse_context": "often"}, PARAMS)
+
+
 def test_known_prefixes_and_salts():
     llm = make_llm()
     prompt = {"prompt_token_ids": [7] * 40}

@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from sixfold.engine.limits import Limits
 from sixfold.engine.stats import EngineStats
 from sixfold.errors import ContextLengthError, EngineDeadError, InvalidRequestError, OverloadedError
-from sixfold.types import CompletionOutput, PositionLogprobs, RequestOutput, SamplingParams, TokenLogprob
+from sixfold.types import CompletionOutput, PositionLogprobs, RequestOutput, ReuseContext, SamplingParams, TokenLogprob
 
 BOS, EOS = 256, 257
 
@@ -113,6 +114,7 @@ class FakeEngine:
         self.chat_template: FakeTemplate | None = FakeTemplate()
         self.model_name = "fake-model"
         self.approximations = ()
+        self.reuse_of = Limits(FakeTokenizer.vocab_size, frozenset(), 20_000, 1 << 20).reuse_of
         self.max_model_len = 20_000
         self.answer = answer
         self.delay = delay
@@ -155,6 +157,7 @@ class FakeEngine:
         priority: int = 0,
         prompt: str | None = None,
         cache_salt: str | None = None,
+        reuse_context: ReuseContext | bool | None = None,
     ) -> FakeStream:
         self.validate(prompt_ids, params)
         if self.dead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -121,6 +122,37 @@ async def test_a_second_turn_and_other_tenants(client: httpx.AsyncClient) -> Non
     hits = next(line for line in text.splitlines() if line.startswith("vllm:prefix_cache_hits_total{"))
     assert float(hits.split()[-1]) > 3 * prompt
     assert 'sixfold:kv_cache_waste_ratio{engine="0",model_name="fake"} 0.' in text
+
+
+async def test_reused_context_is_counted_and_named(client: httpx.AsyncClient) -> None:
+    draw = random.Random(0)
+    one, two = ("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=150)) for _ in range(2))
+    await client.post("/v1/completions", json={"prompt": one + two, "max_tokens": 1})
+    ask = {"prompt": two + one + "!", "max_tokens": 1}
+    plain = (await client.post("/v1/completions", json={**ask, "reuse_context": False, "cache_salt": "x"})).json()
+    assert plain["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    for reuse, name, reused in ((True, "reuse_0.15", 256), ({"recompute": 0.5}, "reuse_0.5", 150)):
+        body = {**ask, "reuse_context": reuse}
+        answer = (await client.post("/v1/completions", json=body)).json()
+        details = answer["usage"]["prompt_tokens_details"]
+        assert details == {"cached_tokens": 0, "reused_tokens": reused, "recomputed_tokens": 300 - reused}
+        assert answer["system_fingerprint"] == f"{plain['system_fingerprint']}-{name}"
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        lines = (await client.post("/v1/completions", json={**body, **options})).text.split("\n\n")
+        last = json.loads(lines[-3][6:])
+        assert last["usage"]["prompt_tokens_details"] == details
+        assert last["system_fingerprint"] == answer["system_fingerprint"]
+    text = (await client.get("/metrics")).text
+    assert 'sixfold:kv_reused_tokens_total{engine="0",model_name="fake"} 812.0' in text
+    assert 'sixfold:kv_recomputed_tokens_total{engine="0",model_name="fake"} 388.0' in text
+
+
+@pytest.mark.parametrize("value", ["yes", 1, {"recompute": 2}, {"recompute": "0.1"}, {"share": 0.1}, [], {}])
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+async def test_a_wrong_reuse_context_is_refused(client: httpx.AsyncClient, path: str, value: Any) -> None:
+    body = {"prompt": "a"} if path == "completions" else {"messages": asks("a")}
+    response = await client.post(f"/v1/{path}", json={**body, "reuse_context": value})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "reuse_context")
 
 
 async def test_a_reset_forgets_all(client: httpx.AsyncClient, engine: AsyncEngine) -> None:

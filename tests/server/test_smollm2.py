@@ -141,3 +141,26 @@ def test_a_server_that_ends_lets_go_of_everything(smollm2_path: Path) -> None:
             server.kill()
     assert server.returncode == 0
     assert "leak" not in errors, "nanobind reports what is still there at the very end"
+
+
+async def test_documents_in_another_order_are_answered_from(client: openai.AsyncOpenAI) -> None:
+    """The answer is in a document that has moved; some of it is computed, most is reused."""
+    documents = [
+        "The tower stands beside the river, and its roof was painted red. Every summer many visitors come to see it, "
+        "and in winter the wind from the north covers it with snow. An old man has the key, and he opens the door for "
+        "anybody who asks him. The password of the gate is 4821. In spring the garden is full of birds. ",
+        "In the market people sell apples, bread and fish from early morning on. Children play between the stalls, and "
+        "the baker's dog sleeps under the table until noon. On Sundays the square is empty, and only the pigeons walk "
+        "around the fountain until the bells of the old church are heard. The name of the driver is Edgar. ",
+    ]
+    ask: dict[str, Any] = {"model": "smollm2", "temperature": 0, "max_tokens": 6}
+    await client.completions.create(prompt="".join(documents), **ask)
+    prompt = "".join(reversed(documents)) + "The password of the gate is"
+    reused, computed = [
+        await client.completions.create(prompt=prompt, extra_body={"reuse_context": reuse}, **ask)
+        for reuse in (True, False)
+    ]
+    assert "4821" in reused.choices[0].text and "4821" in computed.choices[0].text
+    details: Any = reused.usage and reused.usage.prompt_tokens_details
+    assert details.reused_tokens > 80 and 30 < details.recomputed_tokens < 50
+    assert reused.system_fingerprint == f"{computed.system_fingerprint}-reuse_0.15"

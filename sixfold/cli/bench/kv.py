@@ -8,26 +8,32 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sixfold.cli import console
+from sixfold.cli.bench.kv_reuse import Contexts, measure_reuse, measure_similar, print_reuse, print_similar, shares_of
 from sixfold.cli.bench.output import Output, circumstances, finish
 from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, KVRedis, MaxModelLen, Model, Threads
 
 if TYPE_CHECKING:
     from sixfold.config import EngineConfig
 
-SECTIONS = ("waste", "prefix", "tier", "formats")
+SECTIONS = ("waste", "prefix", "tier", "formats", "reuse", "similar")
 PAGE_SIZES = (16, 32, 128)  # what is run, and what it would be otherwise
 
 
 def kv(
     model: Model,
     section: Annotated[
-        str | None, typer.Option(metavar="NAME", help="waste, prefix, tier or formats; default: all.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="waste, prefix, tier, formats, or the longer reuse and similar; default: the first four.",
+        ),
     ] = None,
     trace: Annotated[
         Path | None,
@@ -39,11 +45,16 @@ def kv(
     history: Annotated[int, typer.Option(min=1, help="Prefix: tokens of a conversation so far.")] = 2000,
     new_tokens: Annotated[int, typer.Option(min=1, help="Prefix: tokens after them.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Prefix: rounds; the medians are shown.")] = 5,
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Formats: a text in UTF-8, for the perplexity in each.")
-    ] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Formats, reuse: a text in UTF-8.")] = None,
     windows: Annotated[int, typer.Option(min=1, help="Formats: windows of the text.")] = 6,
     ctx: Annotated[int, typer.Option(min=4, help="Formats: tokens in a window.")] = 4096,
+    prompts: Annotated[int, typer.Option(min=1, help="Reuse: prompts of known chunks in a new order.")] = 8,
+    chunks: Annotated[int, typer.Option(min=2, help="Reuse: chunks of a prompt.")] = 6,
+    chunk_tokens: Annotated[int, typer.Option(min=64, help="Reuse: tokens of a chunk.")] = 512,
+    shares: Annotated[str, typer.Option(metavar="LIST", help="Reuse: shares that are computed again.")] = "0.15",
+    alone: Annotated[bool, typer.Option("--alone", help="Reuse: chunks were known one by one, not together.")] = False,
+    pairs: Annotated[int, typer.Option(min=1, help="Similar: pairs of texts that differ in a fact.")] = 40,
+    sentences: Annotated[int, typer.Option(min=8, help="Similar: sentences of a text.")] = 24,
     conversations: Annotated[int, typer.Option(min=1, help="Prefix: conversations at the same time.")] = 8,
     turns: Annotated[int, typer.Option(min=1, help="Prefix: turns of each.")] = 5,
     max_num_seqs: Annotated[int | None, typer.Option(min=1, help="Sequences in one step.")] = None,
@@ -58,9 +69,10 @@ def kv(
     json: Json = False,
     output: Output = None,
 ) -> None:
-    """What KV memory wastes over a trace, what known prefixes save, in memory and from disk, and what formats cost."""
+    """What KV memory wastes, what known prefixes and reused context save, and what formats cost."""
     if section is not None and section not in SECTIONS:
         raise typer.BadParameter(f"{section!r} is none of {', '.join(SECTIONS)}", param_hint="--section")
+    contexts = Contexts(text, prompts, pairs, chunks, chunk_tokens, sentences, _shares(shares), alone, seed)
     from sixfold import config
     from sixfold.cli.fetch import fetch
 
@@ -81,17 +93,26 @@ def kv(
         result |= _tiers(settings, redis, (history, new_tokens, min(repeats, 3)))
     if section in (None, "formats"):
         result["formats"] = _formats(settings, text, windows, ctx)
+    if section == "reuse":
+        result["reuse"] = measure_reuse(settings, contexts)
+    if section == "similar":
+        result["similar"] = measure_similar(settings, contexts)
     if not finish(result, output, json):
         return
-    if "waste" in result:
-        _print_waste(result["waste"])
-    if "prefix" in result:
-        _print_prefix(result["prefix"])
-    for name, where in (("tier", "on disk"), ("tier_redis", "in Redis")):
+    for name, show in (
+        ("waste", _print_waste), ("prefix", _print_prefix), ("tier", partial(_print_tier, where="on disk")),
+        ("tier_redis", partial(_print_tier, where="in Redis")), ("formats", _print_formats),
+        ("reuse", print_reuse), ("similar", print_similar),
+    ):  # fmt: skip
         if name in result:
-            _print_tier(result[name], where)
-    if "formats" in result:
-        _print_formats(result["formats"])
+            show(result[name])
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return shares_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--shares") from None
 
 
 def _waste(
