@@ -24,8 +24,11 @@ int ExactPages::use(int page, int held, int after) {
   if (held > 0 && (found < 0 || slots_[found].tokens < held))
     throw std::invalid_argument("the newest tokens of a sequence, or its first ones, are no longer there in float16");
   const int index = found >= 0 ? found : take(page);
-  slots_[index].used = step_;
-  slots_[index].tokens = std::max(held, after);
+  Slot& slot = slots_[index];
+  // A sequence may run tokens again that others, under way as well, have in the same page: what is there stays.
+  if (slot.used + 1 < step_) slot.tokens = 0;
+  slot.tokens = std::max({slot.tokens, held, after});
+  slot.used = step_;
   return index;
 }
 

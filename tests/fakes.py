@@ -11,7 +11,7 @@ import numpy as np
 from sixfold.engine.async_engine import AsyncEngine
 from sixfold.engine.core import EngineCore
 from sixfold.engine.prefix_key import PrefixRoot
-from sixfold.runtime.batch import PAGE_SIZE, Batch
+from sixfold.runtime.batch import ANYWHERE, PAGE_SIZE, Batch
 
 VOCAB = 260  # 256 bytes, then special tokens
 EOS = 256
@@ -36,6 +36,7 @@ class FakeExecutor:
 
     vocab_size = VOCAB
     page_bytes = 1 << 16
+    resumption = ANYWHERE
     team = None
     approximations = ()
     placed = True  # what is read stands at its position; False: somebody makes up contexts

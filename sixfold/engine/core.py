@@ -30,7 +30,7 @@ from sixfold.engine.scheduler import Schedule, Scheduler
 from sixfold.engine.sequence import Request, Sequence, Status, choices
 from sixfold.engine.stats import EngineStats, StepRecord, Totals
 from sixfold.errors import InvalidRequestError, SixfoldError
-from sixfold.runtime.batch import Executor
+from sixfold.runtime.batch import ANYWHERE, Executor
 from sixfold.runtime.native import usable_cores
 from sixfold.types import CompletionOutput, FinishedStats, FinishReason, RequestOutput, ReuseContext, StepStats
 
@@ -69,7 +69,7 @@ class EngineCore:
         self.limits = Limits(
             executor.vocab_size, tokenizer.eos_ids, max_model_len, executor.num_pages, seed,
             rules=RequestRules(tokenizer, executor.vocab_size, self.grammars),
-            reuse=reuse,
+            reuse=reuse, can_reuse=executor.resumption == ANYWHERE,
         )  # fmt: skip
         self.scheduler = Scheduler(
             self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
@@ -235,8 +235,8 @@ class EngineCore:
 
 def _prefixes(cache: KVCache, executor: Executor, root: PrefixRoot | None, tier: Tier | None) -> Prefixes:
     if root is None:
-        return NoPrefixCache()
-    prefixes = PrefixCache(cache, root)
+        return NoPrefixCache(executor.resumption)
+    prefixes = PrefixCache(cache, root, executor.resumption)
     return prefixes if tier is None else TieredPrefixes(prefixes, executor, tier)
 
 

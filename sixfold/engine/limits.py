@@ -14,7 +14,7 @@ from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.request_rules import RequestRules
 from sixfold.engine.sequence import Request
 from sixfold.engine.token_rules import NO_RULES
-from sixfold.errors import ContextLengthError, InvalidRequestError
+from sixfold.errors import ConfigError, ContextLengthError, InvalidRequestError
 from sixfold.runtime.batch import PAGE_SIZE
 from sixfold.types import MAX_CACHE_SALT, ReuseContext, SamplingParams
 
@@ -28,10 +28,16 @@ class Limits:
     seed: int = 0  # base of the seeds for requests that bring none
     rules: RequestRules | None = None  # None: no parameter may speak of text (tests)
     reuse: ReuseContext | None = None  # of requests that do not say
+    can_reuse: bool = True
     _seeds: random.Random = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_seeds", random.Random(self.seed))
+        if self.reuse is not None and not self.can_reuse:
+            raise ConfigError(
+                "reuse_context can not be used with int4 KV", cause="its tokens are not moved",
+                remedy="Use kv_format int8 or f16, or leave reuse_context out", param="reuse_context",
+            )  # fmt: skip
 
     def accept(
         self,
@@ -78,7 +84,13 @@ class Limits:
         """What a request asks for; None: what this engine does by default. Raises InvalidRequestError."""
         if asked is None or (asked is True and self.reuse is not None):
             return self.reuse
-        return asked if isinstance(asked, ReuseContext) else ReuseContext.parse(asked)
+        reuse = asked if isinstance(asked, ReuseContext) else ReuseContext.parse(asked)
+        if reuse is not None and not self.can_reuse:
+            raise InvalidRequestError(
+                "reuse_context is not available here", cause="this engine keeps KV in int4, whose tokens are not moved",
+                remedy="Leave it out, or start the engine with kv_format int8 or f16", param="reuse_context",
+            )  # fmt: skip
+        return reuse
 
     def check(self, prompt_ids: List[int], params: SamplingParams) -> None:
         """Raises what :meth:`accept` raises."""

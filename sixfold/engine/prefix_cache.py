@@ -26,7 +26,7 @@ from sixfold.engine.kv_cache import KVCache, PageTable, pages_for
 from sixfold.engine.prefix_key import PrefixRoot, pack
 from sixfold.engine.prefix_tree import NO_PAGE, PAGE_BYTES, Entry, PrefixTree
 from sixfold.engine.sequence import Sequence
-from sixfold.runtime.batch import PAGE_SIZE
+from sixfold.runtime.batch import ANYWHERE, PAGE_SIZE, Resumption
 
 
 class Beginning(NamedTuple):
@@ -37,11 +37,18 @@ class Beginning(NamedTuple):
     entry: Entry | None = None  # of the last full page: where the sequence goes on entering; None: it does not
     path: tuple[Entry, ...] = ()  # the entries that were found
     reuse: Reuse = NO_REUSE  # what is known of the tokens after them
+    again: int = 0  # the first of the tokens, which the sequence runs all the same: the pages keep what they hold
+
+    @property
+    def ready(self) -> list[tuple[int, int]]:
+        """The tokens [begin, end) that need not be run, in order, but for a prefix of them."""
+        known = [(self.again, self.tokens)] if 0 < self.again < self.tokens else []
+        return [*known, *self.reuse.intervals]
 
     def whole_pages(self) -> Beginning:
         """Without the page that would have to be copied."""
         full = self.tokens // PAGE_SIZE
-        return Beginning(self.pages[:full], full * PAGE_SIZE, self.entry, self.path[:full])
+        return Beginning(self.pages[:full], full * PAGE_SIZE, self.entry, self.path[:full], again=self.again)
 
     def without_reuse(self) -> Beginning:
         return self._replace(reuse=NO_REUSE)
@@ -146,11 +153,14 @@ class NoPrefixCache(NothingToCome):
     queries = hits = evictions = reused = recomputed = 0
     num_entries = empty_slots = 0
 
+    def __init__(self, resumption: Resumption = ANYWHERE) -> None:
+        self._resumption = resumption
+
     def find(self, sequence: Sequence, limit: int, /) -> Beginning:
         return NOTHING_FOUND
 
     def forked(self, source: Sequence, tokens: int, /) -> Beginning:
-        return _fork(source, tokens, None)
+        return _fork(source, tokens, None, self._resumption)
 
     def begun(self, sequence: Sequence, beginning: Beginning, /) -> None:
         pass
@@ -168,8 +178,11 @@ class NoPrefixCache(NothingToCome):
 class PrefixCache(NothingToCome):
     on = True
 
-    def __init__(self, cache: KVCache, root: PrefixRoot) -> None:
+    def __init__(self, cache: KVCache, root: PrefixRoot, resumption: Resumption = ANYWHERE) -> None:
+        """``resumption``: where sequences may begin; pages are entered in blocks of that size."""
         self._cache = cache
+        self._resumption = resumption
+        self._pages_at_once = max(1, resumption.block // PAGE_SIZE)
         self._root = root
         self._tree = PrefixTree()
         self._context = ContextReuse(self._tree)
@@ -191,33 +204,34 @@ class PrefixCache(NothingToCome):
 
     def find(self, sequence: Sequence, limit: int, /) -> Beginning:
         """The longest known prefix of the sequence, at most ``limit`` tokens; takes nothing yet."""
-        entry = self._tree.root(self.root_of(sequence))
+        root = entry = self._tree.root(self.root_of(sequence))
         tokens = sequence.token_ids
-        pages: array[int] = array("i")
         path: list[Entry] = []
-        at = 0
-        while at + PAGE_SIZE <= limit:
+        while (len(path) + 1) * PAGE_SIZE <= limit:
+            at = len(path) * PAGE_SIZE
             found = self._tree.find(entry, pack(tokens[at : at + PAGE_SIZE]))
             if found is None:
                 break
             entry = found
-            pages.append(entry.page)
             path.append(entry)
-            at += PAGE_SIZE
+        at = self._resumption.at_most(len(path) * PAGE_SIZE)
+        if self._pages_at_once > 1:
+            del path[at // PAGE_SIZE :]
+            entry = path[-1] if path else root
+            return Beginning(_pages_of(path), at, entry, tuple(path), again=min(at, self._resumption.again))
         last = self._tree.longest(entry, pack(tokens[at : min(at + PAGE_SIZE, limit)]))
         if last is not None:
-            pages.append(last[0].page)
             path.append(last[0])
             at += last[1]
         reuse = self._context.find(sequence.request.reuse, entry.root, tokens, at, limit)
-        return Beginning(pages, at, entry, tuple(path), reuse)
+        return Beginning(_pages_of(path), at, entry, tuple(path), reuse)
 
     def forked(self, source: Sequence, tokens: int, /) -> Beginning:
         """What a choice shares with another one of its request."""
         entry = self._live(source)
-        while entry is not None and entry.depth > tokens // PAGE_SIZE:
+        while entry is not None and entry.depth > self._resumption.at_most(tokens) // PAGE_SIZE:
             entry = entry.parent
-        return _fork(source, tokens, entry)
+        return _fork(source, tokens, entry, self._resumption)
 
     def begun(self, sequence: Sequence, beginning: Beginning, /) -> None:
         """The sequence's table has the pages now."""
@@ -226,18 +240,19 @@ class PrefixCache(NothingToCome):
         for entry in {*beginning.path, *reuse.entries}:
             self._order.used(entry)
         if sequence.num_cached_tokens is None:  # not when it comes back after a preemption
-            sequence.num_cached_tokens = beginning.tokens if sequence.index == 0 else 0
+            known = beginning.tokens - beginning.again
+            sequence.num_cached_tokens = known if sequence.index == 0 else 0
             sequence.num_reused_tokens, sequence.num_recomputed_tokens = reuse.tokens, reuse.again
             self.reused += reuse.tokens
             self.recomputed += reuse.again
             if sequence.index == 0 and sequence.skippable:  # its siblings share by forks
                 self.queries += len(sequence.token_ids)
-                self.hits += beginning.tokens
+                self.hits += known
 
     def filled(self, sequence: Sequence, /) -> None:
         """Enters the pages that have filled up. A page that is known already is replaced by the one that is kept."""
         entry = self._live(sequence)
-        full = sequence.num_computed // PAGE_SIZE
+        full = sequence.num_computed // PAGE_SIZE // self._pages_at_once * self._pages_at_once
         while entry is not None and entry.depth < full:
             start = entry.depth * PAGE_SIZE
             entry = self._enter(entry, pack(sequence.token_ids[start : start + PAGE_SIZE]), sequence.table)
@@ -247,7 +262,7 @@ class PrefixCache(NothingToCome):
         """Enters the partly filled last page; the sequence is about to let go of all."""
         entry = self._live(sequence)
         sequence.prefix = None
-        if entry is None:
+        if entry is None or self._pages_at_once > 1:  # nobody could begin within a block
             return
         tokens = pack(sequence.token_ids[entry.depth * PAGE_SIZE : sequence.num_computed])
         if tokens and not self._tree.extended(entry, tokens):
@@ -396,5 +411,10 @@ def _ignore(entry: Entry) -> None:
     pass
 
 
-def _fork(source: Sequence, tokens: int, entry: Entry | None) -> Beginning:
-    return Beginning(source.table.pages[: pages_for(tokens)], tokens, entry)
+def _pages_of(path: List[Entry]) -> array[int]:
+    return array("i", [entry.page for entry in path])
+
+
+def _fork(source: Sequence, tokens: int, entry: Entry | None, resumption: Resumption) -> Beginning:
+    known = resumption.at_most(tokens)
+    return Beginning(source.table.pages[: pages_for(known)], known, entry, again=min(known, resumption.again))

@@ -115,20 +115,24 @@ class Scheduler:
         while at < len(self.running):
             sequence = self.running[at]
             new = _rows(sequence, budget - (len(self.running) - at - 1))
-            if not self._grow(sequence, new[-1], copies):
+            if not self._grow(sequence, new, copies):
                 break
             rows += new
             budget -= sum(row.count for row in new)
             at += 1
         return rows, budget
 
-    def _grow(self, sequence: Sequence, last: ScheduledRow, copies: list[Copy]) -> bool:
-        """Gets pages up to its ``last`` row, from the least urgent if need be; False if that is itself."""
-        while not self.cache.append(sequence.table, sequence.num_computed, last.start + last.count, copies):
-            victim = self.running.pop()
-            self._preempt(victim)
-            if victim is sequence:
-                return False
+    def _grow(self, sequence: Sequence, rows: list[ScheduledRow], copies: list[Copy]) -> bool:
+        """Gets pages for its rows, from the least urgent if need be; False if that is itself."""
+        for row in rows:
+            end = row.start + row.count
+            if end <= sequence.num_adopted:  # what it runs again writes what is there
+                continue
+            while not self.cache.append(sequence.table, row.start, end, copies):
+                victim = self.running.pop()
+                self._preempt(victim)
+                if victim is sequence:
+                    return False
         return True
 
     def _preempt(self, victim: Sequence) -> None:
@@ -177,7 +181,7 @@ class Scheduler:
         reuse = beginning.reuse
         self.cache.adopt(sequence.table, beginning.pages)
         self.prefixes.begun(sequence, beginning)
-        sequence.begin(beginning.tokens, reuse.intervals)
+        sequence.begin(beginning.tokens, beginning.ready, beginning.again)
         self.computed += sequence.num_held
         rows = _rows(sequence, budget)
         end = max(rows[-1].start + rows[-1].count, reuse.end)

@@ -69,6 +69,7 @@ class Sequence:
     prompt_length: int
     table: PageTable = field(default_factory=PageTable)
     num_computed: int = 0
+    num_adopted: int = 0  # it began with pages of so many tokens, which others may have too
     ready: list[tuple[int, int]] = field(default_factory=list)  # [begin, end), in order; none reaches the last token
     prefix: Entry | None = None  # the prefix cache's: the last of its pages that was entered; None: it enters none
     num_cached_tokens: int | None = None  # of the prompt, found when it first began; None: it has not
@@ -103,10 +104,12 @@ class Sequence:
         """Tokens with their KV in pages."""
         return self.num_computed + sum(end - begin for begin, end in self.ready)
 
-    def begin(self, tokens: int, ready: List[tuple[int, int]] = ()) -> None:
-        """The first ``tokens`` have their KV, and those of ``ready``."""
+    def begin(self, tokens: int, ready: List[tuple[int, int]] = (), again: int = 0) -> None:
+        """It has pages for its first ``tokens``; those of ``ready`` need not be run, nor what precedes them but for the
+        first ``again``."""
+        self.num_adopted = tokens
         self.ready = list(ready)
-        self.advance(tokens)
+        self.advance(0 if again else tokens)
 
     def advance(self, end: int) -> None:
         """All before ``end`` have their KV: it goes on where the next gap begins."""

@@ -43,6 +43,13 @@ class Resumption:
     block: int = 1
     again: int = 0
 
+    def at_most(self, tokens: int) -> int:
+        """Of so many known tokens, those that a sequence may begin with."""
+        return tokens // self.block * self.block
+
+
+ANYWHERE = Resumption()
+
 
 class Executor(Protocol):
     """Runs a model over paged KV memory. Not thread-safe: one owner calls it."""

@@ -15,7 +15,7 @@ import numpy as np
 from sixfold import _native
 from sixfold.compile.plan import Plan
 from sixfold.errors import PlanError
-from sixfold.runtime.batch import Batch, Float32, Int32, Resumption
+from sixfold.runtime.batch import ANYWHERE, Batch, Float32, Int32, Resumption
 from sixfold.runtime.kv_format import BLOCK_TOKENS, EXACT, FIRST_TOKENS, layer_formats
 
 
@@ -63,7 +63,7 @@ class NativeExecutor:
         self.num_pages = num_pages
         self.page_bytes = self._executor.page_bytes
         self.kv_format = kv_format
-        self.resumption = Resumption(BLOCK_TOKENS, FIRST_TOKENS) if "int4" in formats else Resumption()
+        self.resumption = Resumption(BLOCK_TOKENS, FIRST_TOKENS) if "int4" in formats else ANYWHERE
         self.approximations: tuple[str, ...] = () if set(formats) == {EXACT} else (f"kv_{kv_format}",)
         self.threads = self._executor.threads
         self.isa = self._executor.isa

@@ -178,7 +178,7 @@ def load_native(plan: np.ndarray) -> None:
     room = np.zeros(len(plan) + 64, np.uint8)
     start = -room.ctypes.data % 64
     room[start : start + len(plan)] = plan
-    executor = _native.Executor(room[start : start + len(plan)], "auto", 1, 16, 2, ["f16"])
+    executor = _native.Executor(room[start : start + len(plan)], "auto", 1, 16, 2, ["f16"], np.empty(0, np.float32), 1)
     executor.forward(ints(1, 2), ints(0), ints(2), ints(0), ints(0, 1))
     executor.logits(ints(0, 1), np.empty((2, executor.logits_width), np.float32))
 

@@ -23,7 +23,7 @@ def ints(values: object) -> np.ndarray:
 
 def run(plan: np.ndarray, isa: str) -> None:
     count = len(CONTEXTS)
-    executor = _native.Executor(plan, isa, 1, 64, PAGES * count, ["f16"])
+    executor = _native.Executor(plan, isa, 1, 64, PAGES * count, ["f16"], np.empty(0, np.float32), 1)
     out = np.empty((count, executor.logits_width), np.float32)
     executor.forward(ints(range(PREFILL)), ints([0]), ints([PREFILL]), ints(range(PAGES)), ints([0, PAGES]))
     executor.logits(ints([PREFILL - 1]), out)

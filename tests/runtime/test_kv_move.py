@@ -11,7 +11,7 @@ import pytest
 from sixfold.compile import Plan, build
 from sixfold.models.network import load_network
 from sixfold.runtime.batch import PAGE_SIZE, Batch
-from sixfold.runtime.kv_format import FORMATS, head_bytes
+from sixfold.runtime.kv_format import head_bytes
 from sixfold.runtime.native import NativeExecutor
 from sixfold.weights.model_file import open_model
 from tests.runtime.test_kernels import ISAS
@@ -19,6 +19,7 @@ from tests.tiny_models import write_gguf
 
 TABLES = {"llama-wide": (0, 0), "gemma3-wide": (0, 0, 0, 0, 0, 1)}  # rope table of each layer: gemma has two
 TOKENS = 45
+FORMATS = ("f16", "int8")  # those whose tokens can be moved
 
 
 class Tiny(NamedTuple):
