@@ -78,6 +78,25 @@ def fill(executor: Executor, pages: int) -> None:
     executor.copy_pages(np.zeros_like(targets), targets)
 
 
+def prime(executor: Executor, case: Case) -> None:
+    """Runs what a decode step of the case reads from float16 pages beside int4 ones: each sequence's first tokens and
+    its newest block."""
+    where = executor.resumption
+    if where.block == 1:
+        return
+    batch, context = case
+    each, begin = pages_for((1, context)), where.at_most(context - 1)
+    for index in range(batch):
+        pages = np.arange(index * each, (index + 1) * each, dtype=np.int32)
+        rows = [(0, where.again)] if begin else []
+        if context - 1 > begin:
+            rows.append((begin, context - 1 - begin))
+        for start, count in rows:
+            tokens = np.zeros(count, np.int32)
+            one = np.array([start], np.int32), np.array([count], np.int32)
+            executor.forward(Batch(tokens, *one, pages, np.array([0, each], np.int32)))
+
+
 def measure(
     executor: Executor, wanted: Sequence[Case], rounds: int, report: Callable[[int], None] = lambda done: None
 ) -> list[StepTime]:
@@ -86,7 +105,8 @@ def measure(
     batches = [decode_batch(case) for case in wanted]
     found: list[list[float]] = [[] for _ in wanted]
     for index in range(rounds + 1):  # the first warms up
-        for times, batch in zip(found, batches, strict=True):
+        for case, times, batch in zip(wanted, found, batches, strict=True):
+            prime(executor, case)
             began = time.perf_counter()
             executor.forward(batch)
             executor.logits(np.arange(len(batch.tokens), dtype=np.int32))
@@ -105,6 +125,7 @@ def attention(executor: NativeExecutor, contexts: Iterable[int], rounds: int) ->
     recorder = Recorder(executor, decodes)
     for context in contexts:
         batch = decode_batch((1, context))
+        prime(executor, (1, context))
         for index in range(rounds + 1):
             if index == 1:  # the first warms up
                 recorder.totals()

@@ -11,7 +11,7 @@ Owns: names, the spelling of a choice, bytes. Must not know: the layout inside a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sixfold.errors import ConfigError
@@ -21,6 +21,7 @@ BITS = {"f16": 16, "int8": 8, "int4": 4}
 FORMATS = tuple(BITS)
 BLOCK_TOKENS = 64  # with an int4 layer, a sequence begins with known tokens only at multiples of this,
 FIRST_TOKENS = 16  # and runs its first ones itself
+INT4_BLOCK = 32  # elements of an int4 value that lie together (csrc/kv_page.hpp)
 EXACT = "f16"  # what the engine compares everything with; the others are approximations
 
 _EXCEPTION = re.compile(r"(\d+)(?:-(\d+))?=(\w+)")
@@ -39,6 +40,21 @@ def layer_formats(choice: str, layers: int) -> tuple[str, ...]:
             raise _wrong(choice, f"the model has the layers 0 to {layers - 1}")
         formats[low : high + 1] = [_known(match[3], choice)] * (high - low + 1)
     return tuple(formats)
+
+
+def usable(head_size: int) -> tuple[str, ...]:
+    """The formats that heads of this size can be kept in."""
+    return FORMATS if head_size % INT4_BLOCK == 0 else tuple(name for name in FORMATS if name != "int4")
+
+
+def check_usable(formats: Sequence[str], head_size: int) -> None:
+    """Raises ConfigError."""
+    if not set(formats) <= set(usable(head_size)):
+        raise ConfigError(
+            "This model's keys and values can not be kept in int4",
+            cause=f"its heads have {head_size} elements, which is no multiple of {INT4_BLOCK}",
+            remedy=f"Use {' or '.join(usable(head_size))}", param="kv_format",
+        )  # fmt: skip
 
 
 def head_bytes(format: str, head_size: int) -> int:

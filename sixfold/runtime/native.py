@@ -16,7 +16,7 @@ from sixfold import _native
 from sixfold.compile.plan import Plan
 from sixfold.errors import PlanError
 from sixfold.runtime.batch import ANYWHERE, Batch, Float32, Int32, Resumption
-from sixfold.runtime.kv_format import BLOCK_TOKENS, EXACT, FIRST_TOKENS, layer_formats
+from sixfold.runtime.kv_format import BLOCK_TOKENS, EXACT, FIRST_TOKENS, check_usable, layer_formats
 
 
 def usable_cores() -> int:
@@ -48,6 +48,7 @@ class NativeExecutor:
         max_sequences: int = 64,
     ) -> None:
         formats = layer_formats(kv_format, int(plan.meta["sizes"]["layers"]))
+        check_usable(formats, int(plan.meta["sizes"]["head_size"]))
         centres = np.empty(0, np.float32) if key_centres is None else np.ascontiguousarray(key_centres, np.float32)
         try:
             self._executor = _native.Executor(

@@ -30,6 +30,12 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its heads have 32 elements, as int4 KV needs."""
+    return str(write_gguf("llama-wide", tmp_path_factory.mktemp("wide") / "wide.gguf", "Q4_0"))
+
+
+@pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Adds BOS, has no chat template."""
     return str(write_gguf("llama", tmp_path_factory.mktemp("base") / "base.gguf", "Q8_0"))

@@ -129,6 +129,20 @@ def test_kv_formats_are_scored_on_a_text(sixfold_json, chat_model: str, tmp_path
     assert (int8["ctx"], int8["windows"]) == (64, 2)
 
 
+def test_kv_of_a_long_context(sixfold, sixfold_json, wide_model: str) -> None:
+    shape = ("--section", "long", "--long-context", 2048, "--repeats", 1)
+    found = sixfold_json("bench", "kv", wide_model, *shape)["long"]
+    assert [step["context"] for step in found["steps"]] == [1024, 2048] and found["kv_format"] == "int4"
+    assert found["recall"]["right"] == found["recall"]["asked"] == 16 and found["predicted_bytes"] > 0
+    shown = sixfold("bench", "kv", wide_model, *shape, "--kv-format", "int8").stdout
+    assert "in int8" in shown and "16 of 16" in shown
+
+
+def test_kv_formats_of_wide_heads(sixfold_json, wide_model: str) -> None:
+    _, int8, int4 = sixfold_json("bench", "kv", wide_model, "--section", "formats")["formats"]
+    assert 0.25 < int4["share_of_f16"] < 0.33 < int8["share_of_f16"]
+
+
 def test_kv_reuses_context(sixfold, sixfold_json, chat_model: str) -> None:
     shape = ("--section", "reuse", "--chunks", 2, "--chunk-tokens", 64, "--prompts", 4, "--kv-memory", "4M")
     found = sixfold_json("bench", "kv", chat_model, *shape, "--shares", "0.3,0.6")["reuse"]

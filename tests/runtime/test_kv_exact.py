@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sixfold.compile import Plan, build
+from sixfold.errors import ConfigError
 from sixfold.models.network import load_network
 from sixfold.runtime.batch import ANYWHERE, Batch
 from sixfold.runtime.native import NativeExecutor
@@ -97,7 +98,7 @@ def test_more_sequences_than_were_promised_are_refused(plan: Plan) -> None:
 def test_heads_that_int4_can_not_hold_are_refused(tmp_path: Path) -> None:
     with open_model(write_gguf("qwen2", tmp_path / "m.gguf", "F32")) as model:
         small = build(model, cache=False)
-    with pytest.raises(Exception, match="multiple of 32"):
+    with pytest.raises(ConfigError, match="can not be kept in int4"):
         NativeExecutor(small, num_pages=2, max_tokens=16, kv_format="int4")
 
 

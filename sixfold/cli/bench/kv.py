@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sixfold.cli import console
+from sixfold.cli.bench.kv_long import measure_long, print_long
 from sixfold.cli.bench.kv_reuse import Contexts, measure_reuse, measure_similar, print_reuse, print_similar, shares_of
 from sixfold.cli.bench.output import Output, circumstances, finish
 from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, KVRedis, MaxModelLen, Model, Threads
@@ -22,7 +23,7 @@ from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, KV
 if TYPE_CHECKING:
     from sixfold.config import EngineConfig
 
-SECTIONS = ("waste", "prefix", "tier", "formats", "reuse", "similar")
+SECTIONS = ("waste", "prefix", "tier", "formats", "reuse", "similar", "long")
 PAGE_SIZES = (16, 32, 128)  # what is run, and what it would be otherwise
 
 
@@ -32,7 +33,7 @@ def kv(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="waste, prefix, tier, formats, or the longer reuse and similar; default: the first four.",
+            help="waste, prefix, tier, formats, or the longer reuse, similar and long; default: the first four.",
         ),
     ] = None,
     trace: Annotated[
@@ -58,6 +59,7 @@ def kv(
     conversations: Annotated[int, typer.Option(min=1, help="Prefix: conversations at the same time.")] = 8,
     turns: Annotated[int, typer.Option(min=1, help="Prefix: turns of each.")] = 5,
     max_num_seqs: Annotated[int | None, typer.Option(min=1, help="Sequences in one step.")] = None,
+    long_context: Annotated[int, typer.Option(min=2048, help="Long: tokens of context.")] = 1 << 17,
     seed: Annotated[int, typer.Option(help="Draws lengths and tokens.")] = 0,
     max_model_len: MaxModelLen = None,
     kv_memory: KVMemory = None,
@@ -97,12 +99,14 @@ def kv(
         result["reuse"] = measure_reuse(settings, contexts)
     if section == "similar":
         result["similar"] = measure_similar(settings, contexts)
+    if section == "long":
+        result["long"] = measure_long(settings, long_context, repeats)
     if not finish(result, output, json):
         return
     for name, show in (
         ("waste", _print_waste), ("prefix", _print_prefix), ("tier", partial(_print_tier, where="on disk")),
         ("tier_redis", partial(_print_tier, where="in Redis")), ("formats", _print_formats),
-        ("reuse", print_reuse), ("similar", print_similar),
+        ("reuse", print_reuse), ("similar", print_similar), ("long", print_long),
     ):  # fmt: skip
         if name in result:
             show(result[name])
@@ -183,13 +187,13 @@ def _formats(settings: EngineConfig, text: Path | None, windows: int, ctx: int) 
     from sixfold.cli.evaluate import read_text, scorer_of
     from sixfold.cli.model_card import read_card
     from sixfold.evaluation.perplexity import perplexity, windows_of
-    from sixfold.runtime.kv_format import EXACT, FORMATS, head_bytes, scale_bytes
+    from sixfold.runtime.kv_format import EXACT, head_bytes, scale_bytes, usable
 
     found = store.resolve(settings.model)
     head_size = read_card(found).sizes["head_size"]
     exact = read_card(found, EXACT).kv_page_bytes
     results: list[dict[str, Any]] = []
-    for format in FORMATS:
+    for format in usable(head_size):
         card = read_card(found, format)
         one: dict[str, Any] = {
             "format": format,
