@@ -67,6 +67,12 @@ def scale_bytes(format: str) -> int:
     return 0 if format == "f16" else 2 * 2 * PAGE_SIZE
 
 
+def scale_share(sizes: Mapping[str, Any], choice: str) -> float:
+    """The part of a page that is scales."""
+    formats = layer_formats(choice, int(sizes["layers"]))
+    return int(sizes["kv_heads"]) * sum(map(scale_bytes, formats)) / page_bytes(sizes, choice)
+
+
 def exact_bytes(sizes: Mapping[str, Any], choice: str, *, sequences: int, step_tokens: int) -> int:
     """Bytes for the tokens that int4 layers keep in float16 as well (csrc/kv_exact.hpp), beside the pages.
 

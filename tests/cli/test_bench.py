@@ -139,8 +139,10 @@ def test_kv_of_a_long_context(sixfold, sixfold_json, wide_model: str) -> None:
 
 
 def test_kv_formats_of_wide_heads(sixfold_json, wide_model: str) -> None:
-    _, int8, int4 = sixfold_json("bench", "kv", wide_model, "--section", "formats")["formats"]
-    assert 0.25 < int4["share_of_f16"] < 0.33 < int8["share_of_f16"]
+    command = ("bench", "kv", wide_model, "--section", "formats", "--kv-format", "int4,0=int8")
+    _, int8, int4, mixed = sixfold_json(*command)["formats"]
+    assert 0.25 < int4["share_of_f16"] < 0.33 < mixed["share_of_f16"] < int8["share_of_f16"]
+    assert mixed["share_of_scales"] < int4["share_of_scales"]
 
 
 def test_kv_reuses_context(sixfold, sixfold_json, chat_model: str) -> None:

@@ -204,4 +204,6 @@ def test_a_plan_that_lies_is_refused_or_harmless(small_plan: np.ndarray, data: s
 
 def test_an_unknown_instruction_set_is_a_clear_error(small_plan: np.ndarray) -> None:
     with pytest.raises(PlanError, match="isa=auto"):
-        NativeExecutor(Plan(small_plan, {"sizes": {"layers": 2}}), num_pages=1, max_tokens=1, isa="sse9")
+        NativeExecutor(
+            Plan(small_plan, {"sizes": {"layers": 2, "head_size": 32}}), num_pages=1, max_tokens=1, isa="sse9"
+        )

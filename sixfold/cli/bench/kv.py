@@ -187,19 +187,19 @@ def _formats(settings: EngineConfig, text: Path | None, windows: int, ctx: int) 
     from sixfold.cli.evaluate import read_text, scorer_of
     from sixfold.cli.model_card import read_card
     from sixfold.evaluation.perplexity import perplexity, windows_of
-    from sixfold.runtime.kv_format import EXACT, head_bytes, scale_bytes, usable
+    from sixfold.runtime.kv_format import EXACT, scale_share, usable
 
     found = store.resolve(settings.model)
     head_size = read_card(found).sizes["head_size"]
     exact = read_card(found, EXACT).kv_page_bytes
     results: list[dict[str, Any]] = []
-    for format in usable(head_size):
+    for format in dict.fromkeys([*usable(head_size), settings.kv_format]):
         card = read_card(found, format)
         one: dict[str, Any] = {
             "format": format,
             "bytes_per_token": card.kv_bytes_per_token,
             "share_of_f16": card.kv_page_bytes / exact,
-            "share_of_scales": scale_bytes(format) / head_bytes(format, head_size),
+            "share_of_scales": scale_share(card.sizes, format),
         }
         if text is not None:
             context = min(ctx, card.context)
