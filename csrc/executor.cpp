@@ -90,6 +90,12 @@ void Executor::copy_pages(std::span<const std::int32_t> sources, std::span<const
     std::memcpy(page(targets[i]).data(), page(sources[i]).data(), page_bytes());
 }
 
+void Executor::replace_page(std::int32_t old, std::int32_t page) {
+  this->page(old);  // both throw if they are not in the pool
+  this->page(page);
+  step_.exact.replace(old, page);
+}
+
 void Executor::move_tokens(std::span<const KvMove> moves) {
   sixfold::move_tokens(step_, moves, [this](int count, const auto& task) { each(count, task); });
 }

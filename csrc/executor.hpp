@@ -60,6 +60,8 @@ class Executor {
   // The bytes of a page, in this build's layout.
   std::span<std::uint8_t> page(int index);
   void copy_pages(std::span<const std::int32_t> sources, std::span<const std::int32_t> targets);
+  // A sequence that has had page `old` goes on with another one of the same tokens.
+  void replace_page(std::int32_t old, std::int32_t page);
   void move_tokens(std::span<const KvMove> moves);
 
   // The means of the keys at positions [1, tokens) of the sequence that has these pages, without rope:

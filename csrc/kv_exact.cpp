@@ -19,17 +19,35 @@ ExactPages::ExactPages(const Header& header, const KvLayout& layout, int pages, 
   pool_ = memory_->aligned();
 }
 
+void ExactPages::touch(int page) {
+  const int found = slot_of_page_[page];
+  if (found < 0) return;
+  Slot& slot = slots_[found];
+  // What a sequence has left behind says nothing of the one that has the page now. Running ones are in every step.
+  if (slot.used + 1 < step_) slot.tokens = 0;
+  slot.used = step_;
+}
+
 int ExactPages::use(int page, int held, int after) {
+  touch(page);
   const int found = slot_of_page_[page];
   if (held > 0 && (found < 0 || slots_[found].tokens < held))
     throw std::invalid_argument("the newest tokens of a sequence, or its first ones, are no longer there in float16");
   const int index = found >= 0 ? found : take(page);
-  Slot& slot = slots_[index];
   // A sequence may run tokens again that others, under way as well, have in the same page: what is there stays.
-  if (slot.used + 1 < step_) slot.tokens = 0;
-  slot.tokens = std::max({slot.tokens, held, after});
-  slot.used = step_;
+  slots_[index].tokens = std::max({slots_[index].tokens, held, after});
+  slots_[index].used = step_;
   return index;
+}
+
+void ExactPages::replace(int old, int page) {
+  if (!on() || old == page || slot_of_page_[old] < 0) return;
+  const int slot = slot_of_page_[old], other = slot_of_page_[page];
+  if (other >= 0 && slots_[other].used == step_) return;  // another sequence that runs has it
+  release(page);
+  slot_of_page_[old] = -1;
+  slot_of_page_[page] = slot;
+  slots_[slot].page = page;
 }
 
 void ExactPages::release(int page) {

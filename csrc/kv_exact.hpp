@@ -38,16 +38,20 @@ class ExactPages {
 
   // Before a step is described.
   void begin_step() { ++step_; }
+  // The page is read in this step: nothing else takes its slot. For all pages of a step, before any is used.
+  void touch(int page);
   // The slot of a page of the pool that holds its first `held` tokens and will hold `after` of them; throws
-  // std::invalid_argument if they are not here. What has not been used for longest makes room.
+  // std::invalid_argument if they are not here from the step before. What has not been used for longest makes room.
   int use(int page, int held, int after);
+  // The sequence that has had page `old` has `page` from now on, which holds the same tokens.
+  void replace(int old, int page);
   // The page's block is over.
   void release(int page);
 
  private:
   struct Slot {
     int page = -1, tokens = 0;
-    std::uint64_t used = 0;  // the step
+    std::uint64_t used = 0;  // the last step that has read or written it
   };
   int take(int page);
 

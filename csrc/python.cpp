@@ -328,6 +328,7 @@ void bind_executor(nb::module_& module) {
       .def(
           "copy_pages", [](Executor& self, Ints from, Ints to) { self.copy_pages(span(from), span(to)); },
           nb::arg("sources"), nb::arg("targets"))
+      .def("replace_page", &Executor::replace_page, nb::arg("old"), nb::arg("page"))
       .def(
           "move_tokens",
           [](Executor& self, nb::ndarray<const std::int32_t, nb::shape<-1, 6>, nb::c_contig, nb::device::cpu> moves) {

@@ -165,12 +165,15 @@ void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::
   first_slot.clear();
   slot_count.clear();
   for (std::size_t i = 0; i < counts.size(); ++i) {
-    const int first_row = static_cast<int>(positions.size());
     require(counts[i] > 0 && starts[i] >= 0 && starts[i] <= (1 << 28), "a sequence has no tokens or a bad start");
     require(page_offsets[i] >= 0 && page_offsets[i] <= page_offsets[i + 1], "page offsets are not in order");
     const int held = (page_offsets[i + 1] - page_offsets[i]) * kPageTokens;
     centres.reach(page_offsets[i + 1] - page_offsets[i]);
     require(starts[i] + counts[i] <= held, "a sequence has fewer pages than tokens");
+    if (exact.on()) keep_exact_pages(starts[i], pages.subspan(page_offsets[i]));
+  }
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    const int first_row = static_cast<int>(positions.size());
     require(first_row + static_cast<std::size_t>(counts[i]) <= tokens.size(), "counts exceed the tokens");
     if (exact.on()) find_exact_pages(starts[i], counts[i], page_offsets[i]);
     sequences.push_back({first_row, counts[i], starts[i], page_table.data() + page_offsets[i],
@@ -191,6 +194,15 @@ void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::
   }
 }
 
+// Before any page of a step takes a slot: those that its sequences hold are kept, those of past blocks given up.
+void Step::keep_exact_pages(int start, std::span<const std::int32_t> pages) {
+  const int block = block_of(start) / kPageTokens;
+  const int before = std::max(1, block - pages_for(max_tokens) - kExactPages);
+  for (int index = before; index < block; ++index) exact.release(pages[index]);
+  if (block > 0) exact.touch(pages[0]);
+  for (int index = block; index * kPageTokens < start; ++index) exact.touch(pages[index]);
+}
+
 // The float16 pages that `count` tokens from `start` on read and write.
 void Step::find_exact_pages(int start, int count, std::size_t first_page) {
   const auto find = [&](int index) {
@@ -200,9 +212,6 @@ void Step::find_exact_pages(int start, int count, std::size_t first_page) {
   };
   const int block = block_of(start) / kPageTokens;
   if (block > 0) find(0);
-  if (start % kExactTokens == 0)  // the blocks of the step before are over
-    for (int index = std::max(1, block - pages_for(max_tokens) - kExactPages); index < block; ++index)
-      exact.release(page_table[first_page + index]);
   for (int index = block; index * kPageTokens < start + count; ++index) find(index);
 }
 

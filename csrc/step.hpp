@@ -141,6 +141,7 @@ struct Step {
   int logits_width;
 
  private:
+  void keep_exact_pages(int start, std::span<const std::int32_t> pages);
   void find_exact_pages(int start, int count, std::size_t first_page);
   void plan_attention(int sequence);
   std::unique_ptr<ZeroedMemory> pool_memory_;

@@ -82,6 +82,9 @@ class FakeExecutor:
             self.memory[target] = self.memory[source]
             self.positions[target] = self.positions[source]
 
+    def replace_page(self, old: int, page: int) -> None:
+        assert (self.memory[old] == self.memory[page]).all(), "a page was replaced by one of other tokens"
+
     def move_tokens(self, moves: np.ndarray) -> None:
         """Of what a token's KV depends on the fake knows the token alone, so moved context is as good as computed."""
         for source, slot, target, target_slot, count, shift in moves.tolist():

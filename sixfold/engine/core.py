@@ -237,6 +237,7 @@ def _prefixes(cache: KVCache, executor: Executor, root: PrefixRoot | None, tier:
     if root is None:
         return NoPrefixCache(executor.resumption)
     prefixes = PrefixCache(cache, root, executor.resumption)
+    prefixes.on_replace = executor.replace_page
     return prefixes if tier is None else TieredPrefixes(prefixes, executor, tier)
 
 

@@ -232,9 +232,10 @@ class TieredPrefixes:
         """Keys of the full pages after ``last``; asked for in growing bundles, for the first may already be absent."""
         there: list[CacheKey] = []
         at, key, bundle = last.depth * PAGE_SIZE, last.key, 1
+        end = self._prefixes.usable(sequence.skippable)
         while True:
             keys: list[CacheKey] = []
-            for start in range(at, min(at + bundle * PAGE_SIZE, sequence.skippable - PAGE_SIZE + 1), PAGE_SIZE):
+            for start in range(at, min(at + bundle * PAGE_SIZE, end - PAGE_SIZE + 1), PAGE_SIZE):
                 keys.append(key_of(key, pack(sequence.token_ids[start : start + PAGE_SIZE])))
                 key = keys[-1].digest
             known = self._tier.known(keys)

@@ -190,6 +190,7 @@ class PrefixCache(NothingToCome):
         self._by_page: list[Entry | None] = [None] * cache.num_pages
         self.queries = self.hits = self.evictions = self.reused = self.recomputed = 0
         self.on_evict: Callable[[Entry], None] = _ignore  # called while the page still holds the entry's content
+        self.on_replace: Callable[[int, int], None] = _replaced  # (a running sequence's page, what it gets instead)
         cache.keeper = self
 
     @property
@@ -281,6 +282,10 @@ class PrefixCache(NothingToCome):
     @property
     def num_pages(self) -> int:
         return self._cache.num_pages
+
+    def usable(self, tokens: int) -> int:
+        """Of so many tokens at a sequence's beginning, those that it can begin with if they are known."""
+        return self._resumption.at_most(tokens)
 
     def root_of(self, sequence: Sequence) -> PrefixRoot:
         return self._root.salted(sequence.request.cache_salt)
@@ -381,6 +386,7 @@ class PrefixCache(NothingToCome):
         if entry is None:
             return None
         if entry.page != page:
+            self.on_replace(page, entry.page)
             self._cache.replace(table, parent.depth, entry.page)
         elif self._by_page[page] is None:
             self._by_page[page] = entry
@@ -408,6 +414,10 @@ class PrefixCache(NothingToCome):
 
 
 def _ignore(entry: Entry) -> None:
+    pass
+
+
+def _replaced(old: int, page: int) -> None:
     pass
 
 

@@ -70,6 +70,9 @@ class Executor(Protocol):
     def copy_pages(self, sources: Int32, targets: Int32) -> None:
         """Copies page ``sources[i]`` to ``targets[i]`` in that order: a later copy may reuse an earlier source."""
 
+    def replace_page(self, old: int, page: int) -> None:
+        """A sequence that has had page ``old`` goes on with another one of the same tokens."""
+
     def move_tokens(self, moves: Int32) -> None:
         """Rows [M, 6] of (source page, slot, target page, slot, count, shift), in that order: the KV of ``count``
         tokens goes to another page, with its keys rotated on by ``shift`` positions."""

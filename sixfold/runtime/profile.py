@@ -113,6 +113,9 @@ class Recorder:
     def copy_pages(self, sources: Int32, targets: Int32) -> None:
         self._executor.copy_pages(sources, targets)
 
+    def replace_page(self, old: int, page: int) -> None:
+        self._executor.replace_page(old, page)
+
     def move_tokens(self, moves: Int32) -> None:
         self._executor.move_tokens(moves)
 

@@ -47,8 +47,9 @@ def core(
 ) -> EngineCore:
     plan, kv_format = subject
     executor = NativeExecutor(
-        plan, num_pages=pages, max_tokens=budget, threads=threads, kv_format=kv_format, key_centres=centres(plan)
-    )
+        plan, num_pages=pages, max_tokens=budget, threads=threads, kv_format=kv_format, key_centres=centres(plan),
+        max_sequences=seqs,
+    )  # fmt: skip
     return EngineCore(
         executor, FakeTokenizer(), max_model_len=min(plan.context, 2048), max_num_seqs=seqs,
         max_num_batched_tokens=budget, prefix_root=PrefixRoot("plan") if cached else None,
@@ -192,6 +193,23 @@ def test_a_known_beginning_changes_no_bit(subject: Subject) -> None:
             common += 1
         assert output.num_cached_tokens is not None
         assert output.num_cached_tokens >= max(0, where.at_most(common) - where.again)
+
+
+def test_many_that_begin_alike_change_no_bit(subject: Subject) -> None:
+    """Two at a time, so that what is kept for running sequences alone is used again and again; the first page is
+    common to all, whole first blocks to some, and pages are evicted."""
+    rng = random.Random(4)
+    first = [rng.randrange(250) for _ in range(70)]
+    params = SamplingParams(temperature=0.9, max_tokens=30, logprobs=1, ignore_eos=True)
+    scored = dataclasses.replace(params, prompt_logprobs=1)
+    prompts: Prompts = []
+    for index in range(24):
+        own = [rng.randrange(250) for _ in range(rng.randrange(5, 80))]
+        prompts.append((first[: rng.choice((16, 20, 40, 64, 70))] + own, scored if index % 7 == 3 else params))
+    engine = core(subject, threads=2, pages=24, budget=rng.choice((7, 48)), seqs=2, cached=True)
+    got = run(engine, prompts, [3 * index for index in range(len(prompts))])
+    assert [essence(output) for output in got] == alone(subject, prompts)
+    assert engine.prefixes.evictions > 0
 
 
 @pytest.mark.model

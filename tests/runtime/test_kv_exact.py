@@ -75,24 +75,65 @@ def test_a_sequence_begins_at_a_block_with_others_pages_and_runs_its_first_token
     np.testing.assert_array_equal(engine.logits(i32(len(first) + len(rest) - 1))[0], whole)
 
 
+def both(engine: NativeExecutor, table: np.ndarray) -> np.ndarray:
+    """Logits of the last token when the first 16 are run again, and the tokens from the last block on."""
+    tokens, begin = np.concatenate([TOKENS[:16], TOKENS[128:]]), len(TOKENS) - 128
+    tables = np.concatenate([table, table])
+    engine.forward(Batch(tokens, i32(0, 128), i32(16, begin), tables, i32(0, len(table), 2 * len(table))))
+    return engine.logits(i32(len(tokens) - 1))[0].copy()
+
+
+ALL = np.arange(PAGES, dtype=np.int32)
+
+
 def test_what_is_not_there_in_float16_is_refused(plan: Plan) -> None:
     engine = executor(plan)
     run(engine, TOKENS[:100], 0)
     with pytest.raises(ValueError, match="no longer there in float16"):
         run(executor(plan), TOKENS[100:], 100)
-    other = np.arange(PAGES, dtype=np.int32)[::-1].copy()
     with pytest.raises(ValueError, match="no longer there in float16"):
-        run(engine, TOKENS[100:], 100, other)
-    np.testing.assert_array_equal(run(engine, TOKENS[100:], 100), run(executor(plan), TOKENS, 0))  # nothing was lost
+        run(engine, TOKENS[100:], 100, ALL[::-1].copy())
+    with pytest.raises(ValueError, match="no longer there in float16"):
+        run(engine, TOKENS[100:], 100)  # it was in no step meanwhile: whose pages these are now is not known
+    whole = run(executor(plan), TOKENS, 0)
+    engine = executor(plan)
+    run(engine, TOKENS[:128], 0)
+    run(engine, TOKENS[:3], 0, ALL[9:].copy())
+    np.testing.assert_array_equal(both(engine, ALL), whole)
+
+
+def test_a_page_that_is_replaced_takes_its_float16_with_it(plan: Plan) -> None:
+    engine, whole = executor(plan), run(executor(plan), TOKENS, 0)
+    run(engine, TOKENS[:16], 0, ALL[11:].copy())  # another sequence's first page, which is long gone
+    run(engine, TOKENS[:70], 0)
+    run(engine, TOKENS[70:128], 70)
+    engine.write_page(11, engine.read_page(0))
+    engine.replace_page(0, 11)
+    np.testing.assert_array_equal(run(engine, TOKENS[128:], 128, np.array([11, *range(1, 10)], np.int32)), whole)
+
+
+def test_a_long_step_takes_no_float16_page_that_another_sequence_needs(plan: Plan) -> None:
+    """Seats for three: two decode while a third runs its prompt in large pieces, first in every batch."""
+    engine = NativeExecutor(plan, num_pages=40, max_tokens=160, threads=1, kv_format="int4", max_sequences=3)
+    tables = [np.arange(first, first + count, dtype=np.int32) for first, count in ((16, 24), (0, 8), (8, 8))]
+    pages, offsets = np.concatenate(tables), i32(0, 24, 32, 40)
+    starts, counts = [0, 0, 0], [2, 79, 79]
+    for _ in range(4):
+        pieces = [np.resize(TOKENS, start + count)[start:] for start, count in zip(starts, counts, strict=True)]
+        engine.forward(Batch(np.concatenate(pieces), i32(*starts), i32(*counts), pages, offsets))
+        starts = [start + count for start, count in zip(starts, counts, strict=True)]
+        counts = [120, 1, 1]
+    first, second = engine.logits(i32(120, 121)).copy()
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, run(executor(plan), TOKENS[:82], 0))
 
 
 def test_more_sequences_than_were_promised_are_refused(plan: Plan) -> None:
     small = NativeExecutor(plan, num_pages=40, max_tokens=32, threads=1, kv_format="int4", max_sequences=1)
     tokens = TOKENS[:32]
     with pytest.raises(ValueError, match="more sequences"):
-        small.forward(
-            Batch(tokens, i32(*[0] * 32), i32(*[1] * 32), np.arange(32, dtype=np.int32), np.arange(33, dtype=np.int32))
-        )
+        zeros, pages = np.zeros(32, np.int32), np.arange(33, dtype=np.int32)
+        small.forward(Batch(tokens, zeros, zeros + np.int32(1), pages[:32], pages))
 
 
 def test_heads_that_int4_can_not_hold_are_refused(tmp_path: Path) -> None:

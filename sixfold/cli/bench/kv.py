@@ -100,7 +100,7 @@ def kv(
     if section == "similar":
         result["similar"] = measure_similar(settings, contexts)
     if section == "long":
-        result["long"] = measure_long(settings, long_context, repeats)
+        result["long"] = measure_long(settings, kv_format or "int4", long_context, repeats)
     if not finish(result, output, json):
         return
     for name, show in (

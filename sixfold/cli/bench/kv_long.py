@@ -15,15 +15,12 @@ if TYPE_CHECKING:
     from sixfold.config import EngineConfig
 
 SHORTER = (1024, 8192, 32768)  # contexts to compare the long one with
-LONG_FORMAT = "int4"  # unless another one is asked for
 
 
-def measure_long(settings: EngineConfig, context: int, repeats: int) -> dict[str, Any]:
+def measure_long(settings: EngineConfig, kv_format: str, context: int, repeats: int) -> dict[str, Any]:
     """Memory as predicted and as it is, decode steps by context, and recall with a model made for it."""
-    from sixfold import config
     from sixfold.bench.needle import recall
 
-    kv_format = settings.kv_format if settings.kv_format != config.EngineConfig().kv_format else LONG_FORMAT
     contexts = [*(shorter for shorter in SHORTER if shorter < context), context]
     with console.steps(f"Steps, {kv_format}", repeats) as report:
         found = _steps(settings, kv_format, contexts, repeats, report)
