@@ -312,12 +312,14 @@ void bind_executor(nb::module_& module) {
           nb::arg("pages"), nb::arg("tokens"), nb::arg("out"))
       .def(
           "forward",
-          [](Executor& self, Ints tokens, Ints starts, Ints counts, Ints pages, Ints page_offsets, Ints adapters) {
+          [](Executor& self, Ints tokens, Ints starts, Ints counts, Ints pages, Ints page_offsets,
+             std::optional<Ints> adapters) {
             nb::gil_scoped_release release;
-            self.forward(span(tokens), span(starts), span(counts), span(pages), span(page_offsets), span(adapters));
+            self.forward(span(tokens), span(starts), span(counts), span(pages), span(page_offsets),
+                         adapters ? span(*adapters) : std::span<const std::int32_t>());
           },
           nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"), nb::arg("pages"), nb::arg("page_offsets"),
-          nb::arg("adapters"))
+          nb::arg("adapters").none() = nb::none())
       .def("set_adapter", &Executor::set_adapter, nb::arg("slot"), nb::arg("adapter").none(),
            "Between steps; None empties the slot.")
       .def(
