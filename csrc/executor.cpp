@@ -10,15 +10,17 @@ Executor::Executor(std::span<const std::uint8_t> bytes, const char* isa, int thr
     : step_(read_plan(bytes), choose_kernels(isa), threads, max_tokens, pages, kv_formats, key_centres, max_sequences),
       watch_(step_.plan.body.size(), step_.plan.head.size()),
       body_(step_, 0, threads, watch_),
+      adapted_body_(step_, 0, threads, watch_, true),
       head_(step_, 1, threads, watch_),
-      team_(threads, static_cast<int>(std::max(step_.plan.body.size(), step_.plan.head.size()))) {}
+      team_(threads, std::max(adapted_body_.operations(), head_.operations())) {}
 
 void Executor::forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
                        std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
-                       std::span<const std::int32_t> page_offsets) {
-  step_.describe(tokens, starts, counts, pages, page_offsets);
-  body_.begin();
-  team_.run(body_);
+                       std::span<const std::int32_t> page_offsets, std::span<const std::int32_t> adapter_slots) {
+  step_.describe(tokens, starts, counts, pages, page_offsets, adapter_slots);
+  Section& body = step_.adapted.empty() ? body_ : adapted_body_;
+  body.begin();
+  team_.run(body);
   watch_.stop();
 }
 

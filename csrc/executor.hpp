@@ -51,10 +51,13 @@ class Executor {
   Executor(std::span<const std::uint8_t> bytes, const char* isa, int threads, int max_tokens, int pages,
            const std::vector<KvFormat>& kv_formats, std::span<const float> key_centres, int max_sequences);
 
-  // tokens [T] of all sequences; starts, counts [S]; pages, page_offsets [S + 1]: each sequence's KV pages.
+  // tokens [T] of all sequences; starts, counts [S]; pages, page_offsets [S + 1]: each sequence's KV pages;
+  // adapter_slots [S], -1: none, or empty.
   void forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
                std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
-               std::span<const std::int32_t> page_offsets);
+               std::span<const std::int32_t> page_offsets, std::span<const std::int32_t> adapter_slots);
+  // Between steps; nullptr empties the slot.
+  void set_adapter(int slot, std::shared_ptr<const Adapter> adapter) { step_.set_adapter(slot, std::move(adapter)); }
   // Logits of rows of the last forward: out [rows, logits_width()]; the columns past the vocabulary mean nothing.
   void logits(std::span<const std::int32_t> rows, float* out);
   // The bytes of a page, in this build's layout.
@@ -86,7 +89,7 @@ class Executor {
  private:
   Step step_;
   Stopwatch watch_;
-  Section body_, head_;
+  Section body_, adapted_body_, head_;
   EachRow rows_;
   Team team_;
 };

@@ -24,6 +24,9 @@ struct Activations {
   std::int32_t* start = nullptr;       // [groups][blocks][8]
   std::int32_t* half_start = nullptr;  // [groups][blocks][8][2]
   float* f32 = nullptr;                // [rows, width]
+  // Lines of memory that will be read next: a product may fetch them between its own, which is when memory has time.
+  const std::uint8_t* const* ahead = nullptr;
+  int ahead_lines = 0;
 
   // Index of a row's block among all blocks.
   std::size_t at(int row, int block) const {
@@ -45,6 +48,9 @@ struct Activations {
 // of kGroupRows.
 using MatmulTile = void (*)(const std::uint8_t* tile, int padded_columns, const Activations& x, int row, int rows,
                             float* y, int ldy);
+
+// out[r * ldy + c] += sum_k tile[k][c] * t[r * stride + k] for the 16 outputs of a float tile of `rank` (even) columns.
+using AddTile = void (*)(const std::uint8_t* tile, int rank, const float* t, int stride, int rows, float* out, int ldy);
 
 // What kernels try when they quantise to 4 bits: the largest code as parts of the largest value.
 constexpr float kInt4Ranges[] = {1.0f, 0.93f, 0.86f, 0.8f, 0.74f, 0.68f, 0.62f};
@@ -121,6 +127,9 @@ struct Kernels {
   void (*int4_attention)(const AttentionJob& job);
   // Joins two partial sums over n values, n a multiple of 16; both have seen a key.
   void (*fold)(const PartialSum& into, const PartialSum& other, int n);
+  // For float tiles of these values: as matmul, but quick for single rows too, and row may be any; and AddTile.
+  MatmulTile (*down_tile)(Values values);
+  AddTile (*add_tile)(Values values);
 };
 
 const Kernels& scalar_kernels();

@@ -33,10 +33,20 @@ Range row_part(int rows, int chunk, int chunks) {
 // Enough chunks for threads to even out, few enough that claiming costs nothing.
 int column_chunks(int units, int threads) { return std::min({units, threads * 8, Team::kMaxChunks}); }
 
+constexpr std::size_t kLineBytes = 64;
+constexpr int kAheadLines = 512;  // what a product is asked to fetch ahead, at most
+
 class Runner {
  public:
   Runner(Step& step, const OpRecord& op, int worker, Inputs& inputs)
-      : s_(step), op_(op), k_(step.kernels), in_(inputs), scratch_(step.scratch[worker].data()) {}
+      : s_(step),
+        op_(op),
+        k_(step.kernels),
+        in_(inputs),
+        scratch_(step.scratch[worker].data()),
+        forms_(step.adapted.empty() ? op.emit : op.emit | kEmitF32) {  // adapters read floats
+    if (!step.adapted.empty() && takes_adapters(op)) plan_ahead();
+  }
 
   void rope_table(Range rows) {
     const Matrix& frequencies = s_.plan.matrices[op_.norm[0]];
@@ -79,11 +89,10 @@ class Runner {
     const int queries = static_cast<int>(h.query_heads), kv = static_cast<int>(h.kv_heads);
     const int which = head < queries ? 0 : head < queries + kv ? 1 : 2;
     const int in_kind = which == 0 ? head : (head - queries) % kv;
-    const Matrix& w = s_.plan.matrices[op_.matrix[which]];
     const KvFormat format = s_.layout.format(op_.layer);
     for (int tile = 0; tile < d / kTileColumns; ++tile)
-      matmul(op_.matrix[which])(w.tile(in_kind * (d / kTileColumns) + tile), w.padded_columns, in_.normed.view(),
-                                rows.begin, rows.end - rows.begin, scratch_ + tile * kTileColumns, d);
+      product(op_.matrix[which], in_kind * (d / kTileColumns) + tile, in_.normed.view(), rows,
+              scratch_ + tile * kTileColumns, d);
     for (int row = rows.begin; row < rows.end; ++row) {
       float* values = scratch_ + static_cast<std::size_t>(row - rows.begin) * d;
       if (op_.bias[which] >= 0)
@@ -153,7 +162,7 @@ class Runner {
         for (int i = 0; i < d; ++i) all.sum[i] *= inverse;
         if (rotated) k_.rotate_head(all.sum, d);
       }
-      in_.attended.emit(k_, row, scratch_, op_.emit);
+      in_.attended.emit(k_, row, scratch_, forms_);
     }
   }
 
@@ -162,8 +171,7 @@ class Runner {
     const Activations& input = (op_.input == 0 ? in_.attended : s_.gated).view();
     const int outputs = static_cast<int>(w.record.rows);
     for (int tile = tiles.begin; tile < tiles.end; ++tile) {
-      matmul(op_.matrix[0])(w.tile(tile), w.padded_columns, input, rows.begin, rows.end - rows.begin, scratch_,
-                            kTileColumns);
+      product(op_.matrix[0], tile, input, rows, scratch_, kTileColumns);
       const int first = tile * kTileColumns, count = std::min(kTileColumns, outputs - first);
       for (int row = rows.begin; row < rows.end; ++row) {
         const float* from = scratch_ + (row - rows.begin) * kTileColumns;
@@ -189,8 +197,8 @@ class Runner {
     }
     k_.gate(op_.activation, gate, up, count * kBlock, product);
     for (int i = 0; i < count; ++i) {
-      if (op_.emit & kEmitInt8) k_.quantize(product + i * kBlock, 1, out, rows.begin + i, block);
-      if (op_.emit & kEmitF32)
+      if (forms_ & kEmitInt8) k_.quantize(product + i * kBlock, 1, out, rows.begin + i, block);
+      if (forms_ & kEmitF32)
         std::memcpy(out.f32 + static_cast<std::size_t>(rows.begin + i) * out.width + block * kBlock,
                     product + i * kBlock, sizeof(float) * kBlock);
     }
@@ -212,7 +220,7 @@ class Runner {
     const int hidden = static_cast<int>(s_.plan.header.hidden);
     k_.rms_norm(x, vector(weights), op_.epsilon, hidden, scratch_);
     std::fill(scratch_ + hidden, scratch_ + s_.hidden_width, 0.0f);
-    out.emit(k_, row, scratch_, op_.emit);
+    out.emit(k_, row, scratch_, forms_);
   }
 
   void rotate(float* values, int row) {
@@ -289,12 +297,81 @@ class Runner {
     k_.fold(into, other, d);
   }
 
+  // Outputs of one tile of a matrix for some rows, ldy apart, with what adapters add.
+  void product(int index, int tile, Activations x, Range rows, float* out, int ldy) {
+    const Matrix& w = s_.plan.matrices[index];
+    if (ahead_total_ >= 0 && rows.begin == 0) {
+      x.ahead_lines = list_ahead(index, tile);
+      x.ahead = ahead_;
+    }
+    matmul(index)(w.tile(tile), w.padded_columns, x, rows.begin, rows.end - rows.begin, out, ldy);
+    adapt(index, tile, rows, out, ldy);
+  }
+
+  // The operator whose A come next, their size, and the tiles of this operator that can fetch them meanwhile.
+  void plan_ahead() {
+    ahead_total_ = 0;
+    for (const std::int32_t index : op_.matrix)
+      if (index >= 0) ahead_tiles_ += s_.plan.matrices[index].tiles;
+    for (next_ = &op_ + 1; next_ != s_.plan.body.data() + s_.plan.body.size(); ++next_)
+      if (takes_adapters(*next_)) {
+        for (const AdapterRows& group : s_.adapted)
+          ahead_total_ += static_cast<long long>(lines(group.adapter->down(next_->matrix[0])));
+        return;
+      }
+  }
+
+  static std::size_t lines(const DownMatrix& down) { return down.tile_bytes * down.tiles / kLineBytes; }
+
+  // Different adapters are much memory to read for few rows. A product with the plan's weights computes more than it
+  // reads; so while it does, it fetches this tile's B, and this tile's share of the A that come next.
+  int list_ahead(int index, int tile) {
+    int count = 0;
+    const auto add = [&](const std::uint8_t* line) {
+      if (count < kAheadLines) ahead_[count++] = line;
+    };
+    for (const AdapterRows& group : s_.adapted) {
+      const UpMatrix& up = group.adapter->up(index);
+      for (std::size_t at = 0; up.rank > 0 && at < up.tile_bytes; at += kLineBytes)
+        add(up.data + up.tile_bytes * tile + at);
+    }
+    int place = tile;
+    for (const std::int32_t before : op_.matrix) {
+      if (before == index) break;
+      place += s_.plan.matrices[before].tiles;
+    }
+    std::size_t first = static_cast<std::size_t>(ahead_total_ * place / ahead_tiles_);
+    const std::size_t last = static_cast<std::size_t>(ahead_total_ * (place + 1) / ahead_tiles_);
+    for (std::size_t group = 0, base = 0; first < last && group < s_.adapted.size(); ++group) {
+      const DownMatrix& down = s_.adapted[group].adapter->down(next_->matrix[0]);
+      const std::size_t end = base + lines(down);
+      for (; first < std::min(last, end); ++first) add(down.data + (first - base) * kLineBytes);
+      base = end;
+    }
+    return count;
+  }
+
+  // Adds what adapters change in one tile of a matrix: out[(row - rows.begin) * ldy + output].
+  void adapt(int matrix, int tile, Range rows, float* out, int ldy) {
+    for (const AdapterRows& group : s_.adapted) {
+      const UpMatrix& up = group.adapter->up(matrix);
+      if (up.rank == 0) continue;
+      for (const RowRun& run : group.runs) {
+        const int begin = std::max(run.begin, rows.begin), end = std::min(run.end, rows.end);
+        if (begin >= end) continue;
+        group.add(up.data + up.tile_bytes * tile, up.rank,
+                  s_.ranks.data() + static_cast<std::size_t>(begin) * s_.ranks_width + up.first, s_.ranks_width,
+                  end - begin, out + static_cast<std::size_t>(begin - rows.begin) * ldy, ldy);
+      }
+    }
+  }
+
   // Outputs of one tile of a matrix for some rows, kBlock apart; zero beyond its last tile.
   void columns(int index, int tile, Range rows, float* out) {
     const Matrix& w = s_.plan.matrices[index];
     const int count = rows.end - rows.begin;
     if (tile < w.tiles) {
-      matmul(index)(w.tile(tile), w.padded_columns, in_.normed.view(), rows.begin, count, out, kBlock);
+      product(index, tile, in_.normed.view(), rows, out, kBlock);
       return;
     }
     for (int i = 0; i < count; ++i) std::fill_n(out + i * kBlock, kTileColumns, 0.0f);
@@ -305,6 +382,10 @@ class Runner {
   const Kernels& k_;
   Inputs& in_;
   float* scratch_;
+  const std::uint32_t forms_;  // in which activations are written
+  const OpRecord* next_ = nullptr;
+  long long ahead_total_ = -1, ahead_tiles_ = 0;  // lines; -1: no adapters here
+  const std::uint8_t* ahead_[kAheadLines];
 };
 
 int matrix_tiles(const Step& step, const OpRecord& op) { return step.plan.matrices[op.matrix[0]].tiles; }
@@ -389,6 +470,41 @@ void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker
     }
     case OpKind::kCount:
       return;
+  }
+}
+
+bool takes_adapters(const OpRecord& op) {
+  return op.kind == OpKind::kQkv || op.kind == OpKind::kGateUp || op.kind == OpKind::kMatmul ||
+         op.kind == OpKind::kMatmulAdd;
+}
+
+int down_chunk_count(const Step& step, const OpRecord& op, int threads) {
+  std::size_t units = 0;
+  for (const AdapterRows& group : step.adapted) units += group.adapter->down(op.matrix[0]).tiles * group.runs.size();
+  return column_chunks(static_cast<int>(std::min<std::size_t>(units, 1 << 20)), threads);
+}
+
+// Units are [adapter][tile of its A][run of its rows]: a tile is read once and then found in the cache.
+void run_down_chunk(Step& step, const OpRecord& op, int chunk, int chunks, Inputs& inputs) {
+  std::size_t units = 0;
+  for (const AdapterRows& group : step.adapted) units += group.adapter->down(op.matrix[0]).tiles * group.runs.size();
+  const std::size_t first = units * chunk / chunks, last = units * (chunk + 1) / chunks;
+  const bool projects = op.kind == OpKind::kMatmul || op.kind == OpKind::kMatmulAdd;
+  const Activations& input = (!projects ? inputs.normed : op.input == 0 ? inputs.attended : step.gated).view();
+  std::size_t unit = 0;
+  for (const AdapterRows& group : step.adapted) {
+    const DownMatrix& down = group.adapter->down(op.matrix[0]);
+    const std::size_t runs = group.runs.size(), count = down.tiles * runs;
+    for (std::size_t i = std::max(first, unit); i < std::min(last, unit + count); ++i) {
+      const int tile = static_cast<int>((i - unit) / runs);
+      const RowRun& run = group.runs[(i - unit) % runs];
+      float* out = step.ranks.data() + static_cast<std::size_t>(run.begin) * step.ranks_width + tile * kTileColumns;
+      group.down(down.data + down.tile_bytes * tile, input.width, input, run.begin, run.end - run.begin, out,
+                 step.ranks_width);
+      for (int row = run.begin; row < run.end; ++row, out += step.ranks_width)
+        for (int rank = 0; rank < kTileColumns; ++rank) out[rank] *= down.scale[tile * kTileColumns + rank];
+    }
+    unit += count;
   }
 }
 

@@ -30,4 +30,10 @@ int chunk_count(const Step& step, const OpRecord& op, int threads);
 // `inputs`: where norms and merges write and products read.
 void run_chunk(Step& step, const OpRecord& op, int chunk, int chunks, int worker, Inputs& inputs);
 
+// What comes before an operator with matrices in a step with adapters: their A times its input. The operator itself
+// then adds B times that to each of its products.
+bool takes_adapters(const OpRecord& op);
+int down_chunk_count(const Step& step, const OpRecord& op, int threads);
+void run_down_chunk(Step& step, const OpRecord& op, int chunk, int chunks, Inputs& inputs);
+
 }  // namespace sixfold

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -311,11 +312,16 @@ void bind_executor(nb::module_& module) {
           nb::arg("pages"), nb::arg("tokens"), nb::arg("out"))
       .def(
           "forward",
-          [](Executor& self, Ints tokens, Ints starts, Ints counts, Ints pages, Ints page_offsets) {
+          [](Executor& self, Ints tokens, Ints starts, Ints counts, Ints pages, Ints page_offsets,
+             std::optional<Ints> adapters) {
             nb::gil_scoped_release release;
-            self.forward(span(tokens), span(starts), span(counts), span(pages), span(page_offsets));
+            self.forward(span(tokens), span(starts), span(counts), span(pages), span(page_offsets),
+                         adapters ? span(*adapters) : std::span<const std::int32_t>());
           },
-          nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"), nb::arg("pages"), nb::arg("page_offsets"))
+          nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"), nb::arg("pages"), nb::arg("page_offsets"),
+          nb::arg("adapters").none() = nb::none())
+      .def("set_adapter", &Executor::set_adapter, nb::arg("slot"), nb::arg("adapter").none(),
+           "Between steps; None empties the slot.")
       .def(
           "logits",
           [](Executor& self, Ints rows, OutRows out) {
@@ -368,6 +374,26 @@ void bind_executor(nb::module_& module) {
       .def_prop_ro("threads", &Executor::threads)
       .def_prop_ro("isa", &Executor::isa)
       .def_prop_ro("vocab_size", [](const Executor& self) { return self.header().vocabulary; });
+}
+
+void bind_adapters(nb::module_& module) {
+  using namespace sixfold;
+  using Records = nb::ndarray<const std::int64_t, nb::shape<-1, 6>, nb::c_contig, nb::device::cpu>;
+  nb::class_<Adapter>(module, "Adapter")
+      .def(
+          "__init__",
+          [](Adapter* self, int values, Bytes data, Floats scales, Records parts) {
+            std::vector<AdapterRecord> records;
+            for (std::size_t i = 0; i < parts.shape(0); ++i) {
+              const std::int64_t* r = parts.data() + 6 * i;
+              records.push_back({r[0] != 0, r[1], r[2], r[3], r[4], r[5]});
+            }
+            nb::gil_scoped_release release;
+            new (self) Adapter(static_cast<Values>(values), span(data), span(scales), std::move(records));
+          },
+          nb::arg("values"), nb::arg("data"), nb::arg("scales"), nb::arg("records"),
+          "records [n, 6]: whether a B, matrix, offset, tiles, width, first (csrc/lora.hpp).")
+      .def_prop_ro("bytes", &Adapter::bytes);
 }
 
 // What `sixfold bench` measures the kernels against.
@@ -438,6 +464,19 @@ void bind_kernels(nb::module_& module) {
                                  y.data() + t * kTileColumns, static_cast<int>(y.shape(1)));
       },
       "Multiplies x [rows, padded columns] by packed tiles, quantising x if the format asks for it, into y.");
+  module.def(
+      "kernel_add_tile",
+      [](const std::string& isa, int values, Bytes tile, Rows t, OutRows out) {
+        const auto kind = static_cast<Values>(values);
+        require(kind == Values::kF32 || kind == Values::kF16 || kind == Values::kBF16, "a tile of floats");
+        const int rank = static_cast<int>(t.shape(1)), rows = static_cast<int>(t.shape(0));
+        require(rank % 2 == 0 && tile.size() == rank * kTileColumns * (kind == Values::kF32 ? 4u : 2u) &&
+                    out.shape(0) == t.shape(0) && out.shape(1) >= kTileColumns,
+                "shapes disagree");
+        choose_kernels(isa.c_str())
+            .add_tile(kind)(tile.data(), rank, t.data(), rank, rows, out.data(), static_cast<int>(out.shape(1)));
+      },
+      "out [rows, >= 16] += t [rows, rank] times a float tile [rank, 16].");
   module.def("kernel_unpack_row", [](Bytes record_bytes, Bytes tiles, int row, OutRow out) {
     Matrix matrix{};
     require(record_bytes.size() == sizeof(matrix.record), "a matrix record has another size");
@@ -523,6 +562,7 @@ void bind_kernels(nb::module_& module) {
 
 NB_MODULE(_native, module) {
   bind_sampling(module);
+  bind_adapters(module);
   bind_executor(module);
   bind_kernels(module);
   bind_limits(module);

@@ -13,13 +13,12 @@ constexpr std::size_t kLineBytes = 64;
 
 }  // namespace
 
-Section::Section(Step& step, int index, int threads, Stopwatch& watch)
+Section::Section(Step& step, int index, int threads, Stopwatch& watch, bool adapted)
     : step_(step),
       ops_(index == 0 ? step.plan.body : step.plan.head),
       index_(index),
       threads_(threads),
       watch_(watch),
-      next_(ops_.size()),
       maker_(ops_.size(), -1),
       makes_(ops_.size(), false),
       made_(threads) {
@@ -66,9 +65,11 @@ Section::Section(Step& step, int index, int threads, Stopwatch& watch)
   for (std::size_t i = after.size(); i-- > 0;)
     if (const Weights own = weights_of(after[i]); own.bytes > 0) weights = own;
   for (std::size_t i = ops_.size(); i-- > 0;) {
-    next_[i] = weights;
+    program_.push_back({static_cast<int>(i), false, weights});
     if (const Weights own = weights_of(ops_[i]); own.bytes > 0) weights = own;
+    if (adapted && takes_adapters(ops_[i])) program_.push_back({static_cast<int>(i), true, weights});
   }
+  std::reverse(program_.begin(), program_.end());
 }
 
 // The plan's writer lays an operator's matrices side by side.
@@ -86,9 +87,14 @@ Section::Weights Section::weights_of(const OpRecord& op) const {
 
 int Section::rows() const { return static_cast<int>(index_ == 0 ? step_.tokens.size() : step_.wanted_rows.size()); }
 
-int Section::chunks(int op) { return makes_[op] && own_inputs() ? 0 : chunk_count(step_, ops_[op], threads_); }
+int Section::chunks(int at) {
+  const auto [op, down, next] = program_[at];
+  if (down) return down_chunk_count(step_, ops_[op], threads_);
+  return makes_[op] && own_inputs() ? 0 : chunk_count(step_, ops_[op], threads_);
+}
 
-void Section::run(int op, int chunk, int worker) {
+void Section::run(int at, int chunk, int worker) {
+  const int op = program_[at].op;
   const int maker = own_inputs() ? maker_[op] : -1;
   if (maker >= 0) {
     Made& made = made_[worker];
@@ -96,18 +102,21 @@ void Section::run(int op, int chunk, int worker) {
     made = {maker, run_};
   }
   Inputs& inputs = maker >= 0 ? step_.own[worker] : step_.shared;
-  run_chunk(step_, ops_[op], chunk, chunk_count(step_, ops_[op], threads_), worker, inputs);
+  if (program_[at].down)
+    run_down_chunk(step_, ops_[op], chunk, down_chunk_count(step_, ops_[op], threads_), inputs);
+  else
+    run_chunk(step_, ops_[op], chunk, chunk_count(step_, ops_[op], threads_), worker, inputs);
 }
 
 // Memory rests while workers wait for each other, so whoever waits fetches the beginning of its part of what is next.
-void Section::idle(int op, int worker, int round) const {
+void Section::idle(int at, int worker, int round) const {
 #ifdef __GNUC__
   if (round >= kRounds) return;
-  const Weights& weights = next_[op];
+  const Weights& weights = program_[at].next;
   const std::size_t part = weights.bytes / static_cast<std::size_t>(threads_);
-  const std::size_t at = static_cast<std::size_t>(round) * kLines * kLineBytes;
-  if (at + kLines * kLineBytes > part) return;
-  const std::uint8_t* from = weights.begin + part * static_cast<std::size_t>(worker) + at;
+  const std::size_t done = static_cast<std::size_t>(round) * kLines * kLineBytes;
+  if (done + kLines * kLineBytes > part) return;
+  const std::uint8_t* from = weights.begin + part * static_cast<std::size_t>(worker) + done;
   for (int line = 0; line < kLines; ++line) __builtin_prefetch(from + line * kLineBytes, 0, 2);
 #endif
 }

@@ -11,16 +11,16 @@ namespace sixfold {
 
 class Section final : public Work {
  public:
-  // `index`: 0 body, 1 head.
-  Section(Step& step, int index, int threads, Stopwatch& watch);
+  // `index`: 0 body, 1 head. `adapted`: for steps in which rows have adapters.
+  Section(Step& step, int index, int threads, Stopwatch& watch, bool adapted = false);
 
   // Before every run.
   void begin() { ++run_; }
-  int operations() const override { return static_cast<int>(ops_.size()); }
-  int chunks(int op) override;
-  void run(int op, int chunk, int worker) override;
-  void reached(int op) override { watch_.open(index_, op); }
-  void idle(int op, int worker, int round) const override;
+  int operations() const override { return static_cast<int>(program_.size()); }
+  int chunks(int at) override;
+  void run(int at, int chunk, int worker) override;
+  void reached(int at) override { watch_.open(index_, program_[at].op); }
+  void idle(int at, int worker, int round) const override;
 
  private:
   struct Weights {
@@ -32,6 +32,13 @@ class Section final : public Work {
   int rows() const;
   bool own_inputs() const { return rows() <= kOwnRows && threads_ > 1; }
 
+  // What the team runs: an operator of the plan, or what adapters do before it.
+  struct Operation {
+    int op;
+    bool down;
+    Weights next;  // the weights that are read next after it
+  };
+
   // Which operator's result a worker has made for itself, and in which run.
   struct alignas(64) Made {
     int op = -1;
@@ -42,10 +49,10 @@ class Section final : public Work {
   const std::vector<OpRecord>& ops_;
   const int index_, threads_;
   Stopwatch& watch_;
-  std::vector<Weights> next_;  // an operator: the weights that are read next after it
-  std::vector<int> maker_;     // an operator: the one before it that makes its input and nothing else, or -1
-  std::vector<bool> makes_;    // whether an operator is such a maker
-  std::vector<Made> made_;     // a worker
+  std::vector<Operation> program_;
+  std::vector<int> maker_;   // an operator: the one before it that makes its input and nothing else, or -1
+  std::vector<bool> makes_;  // whether an operator is such a maker
+  std::vector<Made> made_;   // a worker
   std::uint64_t run_ = 0;
 };
 

@@ -145,7 +145,7 @@ Step::Step(Plan plan_, const Kernels& kernels_, int threads, int max_tokens_, in
 
 void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::int32_t> starts,
                     std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
-                    std::span<const std::int32_t> page_offsets) {
+                    std::span<const std::int32_t> page_offsets, std::span<const std::int32_t> adapter_slots) {
   require(starts.size() == counts.size() && page_offsets.size() == counts.size() + 1,
           "batch arrays disagree in length");
   require(!tokens_.empty() && tokens_.size() <= static_cast<std::size_t>(max_tokens), "no tokens, or more than a step");
@@ -185,6 +185,7 @@ void Step::describe(std::span<const std::int32_t> tokens_, std::span<const std::
     plan_attention(static_cast<int>(i));
   }
   require(positions.size() == tokens.size(), "counts do not add up to the tokens");
+  plan_adapters(adapter_slots);
   const std::size_t needed = first_slot.empty() ? 0 : static_cast<std::size_t>(first_slot.back() + slot_count.back());
   if (needed > slots.capacity) {
     slots.capacity = round_up(needed, 64);
@@ -223,6 +224,47 @@ Step::Split Step::split(int layer, int index, int position, int end) const {
   if (index == 0) return {0, kSinkTokens, true};
   if (index > splits_of(block)) return {block, end, true};
   return {std::max((index - 1) * kSplitKeys, kSinkTokens), std::min(index * kSplitKeys, block), false};
+}
+
+void Step::set_adapter(int slot, std::shared_ptr<const Adapter> adapter) {
+  require(slot >= 0 && slot < kMaxAdapters, "no such slot for an adapter");
+  if (adapter) {
+    adapter->check(plan);
+    if (adapter->ranks() > ranks_width) {
+      ranks_width = adapter->ranks();
+      ranks = Buffer<float>(static_cast<std::size_t>(max_tokens) * ranks_width);
+    }
+  }
+  if (adapters_.size() <= static_cast<std::size_t>(slot)) adapters_.resize(slot + 1);
+  adapters_[slot] = std::move(adapter);
+}
+
+// Rows of one adapter stand together, so that its weights are read once; they are runs, joined where sequences of one
+// adapter follow each other.
+void Step::plan_adapters(std::span<const std::int32_t> adapter_slots) {
+  adapted.clear();
+  if (adapter_slots.empty()) return;
+  require(adapter_slots.size() == sequences.size(), "there is not one adapter slot a sequence");
+  std::vector<int> group_of(adapters_.size(), -1);
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const int slot = adapter_slots[i];
+    if (slot == -1) continue;
+    require(slot >= 0 && static_cast<std::size_t>(slot) < adapters_.size() && adapters_[slot],
+            "a sequence's adapter is not loaded");
+    if (group_of[slot] < 0) {
+      group_of[slot] = static_cast<int>(adapted.size());
+      const Values values = adapters_[slot]->values();
+      adapted.push_back({adapters_[slot], kernels.down_tile(values), kernels.add_tile(values), {}});
+    }
+    std::vector<RowRun>& runs = adapted[group_of[slot]].runs;
+    int begin = sequences[i].first_row;
+    const int end = begin + sequences[i].rows;
+    while (begin < end) {
+      const bool joins = !runs.empty() && runs.back().end == begin && begin - runs.back().begin < kRunRows;
+      if (!joins) runs.push_back({begin, begin});
+      runs.back().end = begin = std::min(end, runs.back().begin + kRunRows);
+    }
+  }
 }
 
 void Step::plan_attention(int index) {

@@ -11,6 +11,7 @@
 #include "kv_centre.hpp"
 #include "kv_exact.hpp"
 #include "kv_page.hpp"
+#include "lora.hpp"
 #include "plan.hpp"
 
 namespace sixfold {
@@ -91,7 +92,9 @@ struct Step {
   // Describes the rows of the next body run; throws std::invalid_argument when it does not fit.
   void describe(std::span<const std::int32_t> tokens, std::span<const std::int32_t> starts,
                 std::span<const std::int32_t> counts, std::span<const std::int32_t> pages,
-                std::span<const std::int32_t> page_offsets);
+                std::span<const std::int32_t> page_offsets, std::span<const std::int32_t> adapter_slots);
+  // Puts an adapter into a slot, or takes it out (nullptr); throws std::invalid_argument when it does not fit the plan.
+  void set_adapter(int slot, std::shared_ptr<const Adapter> adapter);
 
   // The keys of a split of a layer that the tokens of a tile see, and whether they are read from float16 pages that are
   // kept beside int4 ones. The first token of the tile is at `position`, its last sees keys before `end`.
@@ -124,6 +127,8 @@ struct Step {
   Inputs shared;
   std::vector<Inputs> own;  // one a worker, for kOwnRows rows
   ActivationBuffer gated;   // input of down
+  Buffer<float> ranks;      // [rows, ranks_width]: A x of adapters, scaled
+  int ranks_width = 0;
   Slots slots;
   std::vector<Buffer<float>> scratch;  // one a worker
 
@@ -133,7 +138,8 @@ struct Step {
   std::vector<StepSequence> sequences;
   std::vector<int> sequence_of_row;
   std::vector<AttentionTask> tasks;
-  std::vector<MatmulTile> matmuls;  // a matrix of the plan
+  std::vector<AdapterRows> adapted;  // of this step; empty: no row has an adapter
+  std::vector<MatmulTile> matmuls;   // a matrix of the plan
   void (*attention[kKvFormats])(const AttentionJob& job);
 
   std::span<const std::int32_t> wanted_rows;  // rows of the head run
@@ -144,6 +150,8 @@ struct Step {
   void keep_exact_pages(int start, std::span<const std::int32_t> pages);
   void find_exact_pages(int start, int count, std::size_t first_page);
   void plan_attention(int sequence);
+  void plan_adapters(std::span<const std::int32_t> adapter_slots);
+  std::vector<std::shared_ptr<const Adapter>> adapters_;  // a slot
   std::unique_ptr<ZeroedMemory> pool_memory_;
   std::vector<int> rope_widths_;
 

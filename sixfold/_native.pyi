@@ -51,6 +51,12 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
 
 # --- executor ---
 
+class Adapter:
+    bytes: int
+    def __init__(
+        self, values: int, data: NDArray[np.uint8], scales: NDArray[np.float32], records: NDArray[np.int64]
+    ) -> None: ...
+
 class Executor:
     logits_width: int
     num_pages: int
@@ -77,7 +83,9 @@ class Executor:
         counts: NDArray[np.int32],
         pages: NDArray[np.int32],
         page_offsets: NDArray[np.int32],
+        adapters: NDArray[np.int32] | None = None,
     ) -> None: ...
+    def set_adapter(self, slot: int, adapter: Adapter | None) -> None: ...
     def logits(self, rows: NDArray[np.int32], out: NDArray[np.float32]) -> None: ...
     def copy_pages(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None: ...
     def replace_page(self, old: int, page: int) -> None: ...
@@ -107,6 +115,9 @@ def kernel_matmul(
     tiles: NDArray[np.uint8],
     x: NDArray[np.float32],
     y: NDArray[np.float32],
+) -> None: ...
+def kernel_add_tile(
+    isa: str, values: int, tile: NDArray[np.uint8], t: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None: ...
 def kernel_unpack_row(
     record: NDArray[np.uint8], tiles: NDArray[np.uint8], row: int, out: NDArray[np.float32]

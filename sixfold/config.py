@@ -12,7 +12,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,10 +69,12 @@ class EngineConfig:
     kv_redis: str | None = field(default=None, repr=False)  # the same, shared by servers; a secret
     kv_s3: str | None = None  # s3://bucket/prefix: the same
     reuse_context: str = "off"  # of text known from elsewhere, an approximation: off, on, or the share computed again
+    lora: Mapping[str, str] = field(default_factory=dict)  # LoRA adapters, name to directory; in text: a=path,b=path
+    max_loras: int = 8  # adapters in memory, and in one step; others are read when they are asked for
     prefix_cache: bool = True  # requests begin with the KV pages of those that began with the same tokens
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queue", "kv_disk_bytes"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queue", "kv_disk_bytes", "max_loras"):
             _positive(self, name)
         for name in ("max_model_len", "kv_memory", "threads"):
             if getattr(self, name) is not None:
@@ -119,6 +121,7 @@ class ServerConfig:
     max_logprobs: int = 20
     max_stop: int = 16
     max_prompts: int = 256  # prompts in one /v1/completions request
+    lora_root: str | None = None  # where adapters may be loaded from over HTTP; None: from nowhere
     drain_seconds: float = 30.0  # how long SIGTERM lets running requests finish
 
     def __post_init__(self) -> None:
@@ -185,6 +188,17 @@ def byte_count(text: str | int) -> int:
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
 
 
+def name_paths(texts: Iterable[str]) -> dict[str, str]:
+    """``name=path`` each. Raises ValueError."""
+    found = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in found:
+            raise ValueError(f"{text!r} is not name=path with a name of its own")
+        found[name] = path
+    return found
+
+
 def _coerce(annotation: Any, value: Any, where: str) -> Any:
     wanted = annotation
     if isinstance(annotation, types.UnionType):
@@ -194,10 +208,13 @@ def _coerce(annotation: Any, value: Any, where: str) -> Any:
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
         if wanted is int and isinstance(value, str):
             return byte_count(value) if where.endswith(_SIZES) else int(value)
+        if typing.get_origin(wanted) is Mapping:
+            return name_paths(value.split(",") if isinstance(value, str) else [f"{k}={v}" for k, v in value.items()])
         if wanted is float and (isinstance(value, str) or type(value) in (int, float)):
             return float(value)
         if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
             return value
-    except (KeyError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         pass
-    raise ConfigError(f"{where}={value!r} is not of type {wanted.__name__}", remedy="Correct the value")
+    kind = getattr(wanted, "__name__", str(wanted))
+    raise ConfigError(f"{where}={value!r} is not of type {kind}", remedy="Correct the value")

@@ -37,6 +37,27 @@ class TierView(Protocol):
     bytes: int
 
 
+class AdaptersView(Protocol):
+    """What is read of ``AdapterCounts``."""
+
+    @property
+    def known(self) -> int: ...
+    @property
+    def resident(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def loads(self) -> int: ...
+    @property
+    def evictions(self) -> int: ...
+    @property
+    def running(self) -> tuple[str, ...]: ...
+    @property
+    def waiting(self) -> tuple[str, ...]: ...
+
+
 class EngineStatsView(Protocol):
     """What is read of ``AsyncEngine.stats()`` on every scrape."""
 
@@ -78,6 +99,8 @@ class EngineStatsView(Protocol):
     def recomputed_tokens(self) -> int: ...
     @property
     def tier(self) -> Mapping[str, TierView] | None: ...
+    @property
+    def lora(self) -> AdaptersView: ...
     @property
     def kv_usage(self) -> float: ...
     @property
@@ -296,11 +319,22 @@ class Metrics(Collector):
         yield self._counter("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_queries)
         yield self._counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_hits)
         yield from self._kv_memory(stats)
+        yield from self._adapters(stats.lora)
         pages = str(stats.kv_pages_total)
         config = {"block_size": str(self._page_size), "num_gpu_blocks": pages, "num_cpu_blocks": pages}
-        info = GaugeMetricFamily("vllm:cache_config_info", "The KV cache.", labels=[*self._labels, *config])
-        info.add_metric([*self._labels.values(), *config.values()], 1)
-        yield info
+        yield self._info("vllm:cache_config_info", "The KV cache.", config)
+
+    def _adapters(self, lora: AdaptersView) -> Iterator[Metric]:
+        names = {
+            "max_lora": str(lora.slots), "running_lora_adapters": ",".join(lora.running),
+            "waiting_lora_adapters": ",".join(lora.waiting),
+        }  # fmt: skip
+        yield self._info("vllm:lora_requests_info", "LoRA adapters of running and waiting requests.", names)
+        yield self._gauge("sixfold:lora_adapters", "LoRA adapters that requests may name.", lora.known)
+        yield self._gauge("sixfold:lora_resident", "LoRA adapters in memory.", lora.resident)
+        yield self._gauge("sixfold:lora_resident_bytes", "Memory of those.", lora.bytes)
+        yield self._counter("sixfold:lora_loads", "LoRA adapters brought into memory.", lora.loads)
+        yield self._counter("sixfold:lora_evictions", "LoRA adapters pushed out by others.", lora.evictions)
 
     def _kv_memory(self, stats: EngineStatsView) -> Iterator[Metric]:
         yield self._gauge("sixfold:kv_pages_used", "KV pages of sequences.", stats.kv_pages_used)
@@ -355,6 +389,11 @@ class Metrics(Collector):
         family = kind(name, documentation, labels=[*self._labels, "tier"])
         for place, value in values.items():
             family.add_metric([*self._labels.values(), place], value)
+        return family
+
+    def _info(self, name: str, documentation: str, labels: Mapping[str, str]) -> Metric:
+        family = GaugeMetricFamily(name, documentation, labels=[*self._labels, *labels])
+        family.add_metric([*self._labels.values(), *labels.values()], 1)
         return family
 
     def _counter(self, name: str, documentation: str, value: float) -> Metric:

@@ -47,6 +47,7 @@ class FakeExecutor:
         self.positions = np.full((num_pages, PAGE_SIZE), -1, dtype=np.int64)  # that the slots' tokens stand at
         self.fail_when = fail_when  # called with the batch; true: raise
         self.batches: list[Batch] = []
+        self.adapters: dict[int, object] = {}  # by slot
         self.largest_logits = 0
         self.moved = 0  # tokens
 
@@ -93,6 +94,9 @@ class FakeExecutor:
             moved = self.positions[source, slot : slot + count] + shift
             self.positions[target, target_slot : target_slot + count] = moved
             self.moved += count
+
+    def set_adapter(self, slot: int, adapter) -> None:
+        self.adapters[slot] = adapter
 
     def read_page(self, page: int) -> bytes:
         return (self.memory[page].tobytes() + self.positions[page].tobytes()).ljust(self.page_bytes, b"\0")

@@ -89,5 +89,17 @@ def test_an_empty_key_and_a_wild_port_are_refused() -> None:
         ServerConfig(port=65536)
 
 
+def test_adapters_by_name(empty_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty_directory / "sixfold.toml").write_text('[engine.lora]\nfrench = "a/b"\n')
+    assert load(EngineConfig, "engine", {}).lora == {"french": "a/b"}
+    monkeypatch.setenv("SIXFOLD_LORA", "a=x,b=y=z")
+    assert load(EngineConfig, "engine", {}).lora == {"a": "x", "b": "y=z"}
+    assert load(EngineConfig, "engine", {"lora": {"c": "d"}}).lora == {"c": "d"}
+    for text in ("a", "=x", "a=", "a=x,a=y"):
+        monkeypatch.setenv("SIXFOLD_LORA", text)
+        with pytest.raises(ConfigError, match="SIXFOLD_LORA"):
+            load(EngineConfig, "engine", {})
+
+
 def test_a_password_in_a_url_is_not_shown() -> None:
     assert "hunter2" not in repr(EngineConfig(kv_redis="redis://:hunter2@host"))

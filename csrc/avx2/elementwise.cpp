@@ -11,6 +11,8 @@ namespace sixfold {
 namespace avx2 {
 
 MatmulTile matmul(const MatrixRecord& record);
+MatmulTile down_tile(Values values);
+AddTile add_tile(Values values);
 void attention(const AttentionJob& job);
 void int8_attention(const AttentionJob& job);
 void int4_attention(const AttentionJob& job);
@@ -223,7 +225,8 @@ const Kernels& avx2_kernels() {
   static const Kernels table{
       "avx2",          avx2::matmul,      avx2::rms_norm,       avx2::quantize,       avx2::gate,
       avx2::rope,      avx2::rotate_head, avx2::to_f16,         avx2::to_int8,        avx2::to_int4,
-      avx2::attention, avx2::attention,   avx2::int8_attention, avx2::int4_attention, avx2::fold};
+      avx2::attention, avx2::attention,   avx2::int8_attention, avx2::int4_attention, avx2::fold,
+      avx2::down_tile, avx2::add_tile};
   return table;
 }
 

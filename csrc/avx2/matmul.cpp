@@ -257,6 +257,40 @@ void float_tile(const std::uint8_t* tile, int columns, const Activations& x, int
   for (; r < rows; ++r) float_rows<1, V>(tile, columns, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
 }
 
+template <int R, Values V>
+void add_rows(const std::uint8_t* tile, int rank, const float* t, int stride, float* out, int ldy) {
+  __m256 acc[R][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+  for (int k = 0; k < rank; ++k) {
+    const __m256 w0 = load_weights<V>(tile, static_cast<std::size_t>(k) * kTileColumns);
+    const __m256 w1 = load_weights<V>(tile, static_cast<std::size_t>(k) * kTileColumns + 8);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const __m256 value = _mm256_broadcast_ss(t + static_cast<std::size_t>(r) * stride + k);
+      acc[r][0] = _mm256_fmadd_ps(value, w0, acc[r][0]);
+      acc[r][1] = _mm256_fmadd_ps(value, w1, acc[r][1]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+    for (int h = 0; h < 2; ++h) {
+      float* y = out + static_cast<std::size_t>(r) * ldy + 8 * h;
+      _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), acc[r][h]));
+    }
+}
+
+template <Values V>
+void add_float_tile(const std::uint8_t* tile, int rank, const float* t, int stride, int rows, float* out, int ldy) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4)
+    add_rows<4, V>(tile, rank, t + static_cast<std::size_t>(r) * stride, stride,
+                   out + static_cast<std::size_t>(r) * ldy, ldy);
+  for (; r < rows; ++r)
+    add_rows<1, V>(tile, rank, t + static_cast<std::size_t>(r) * stride, stride,
+                   out + static_cast<std::size_t>(r) * ldy, ldy);
+}
+
 struct Choose {
   template <typename L>
   static MatmulTile integer() {
@@ -273,6 +307,16 @@ struct Choose {
 namespace avx2 {
 
 MatmulTile matmul(const MatrixRecord& record) { return choose_layout<Choose>(record); }
+
+MatmulTile down_tile(Values values) {
+  if (values == Values::kF32) return float_tile<Values::kF32>;
+  return values == Values::kF16 ? float_tile<Values::kF16> : float_tile<Values::kBF16>;
+}
+
+AddTile add_tile(Values values) {
+  if (values == Values::kF32) return add_float_tile<Values::kF32>;
+  return values == Values::kF16 ? add_float_tile<Values::kF16> : add_float_tile<Values::kBF16>;
+}
 
 }  // namespace avx2
 }  // namespace sixfold

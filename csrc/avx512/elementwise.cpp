@@ -10,6 +10,8 @@ namespace sixfold {
 namespace avx512 {
 
 MatmulTile matmul(const MatrixRecord& record);
+MatmulTile down_tile(Values values);
+AddTile add_tile(Values values);
 void attention(const AttentionJob& job);
 void int8_attention(const AttentionJob& job);
 void int4_attention(const AttentionJob& job);
@@ -107,6 +109,8 @@ const Kernels& avx512_kernels() {
     kernels.int8_attention = avx512::int8_attention;
     kernels.int4_attention = avx512::int4_attention;
     kernels.fold = avx512::fold;
+    kernels.down_tile = avx512::down_tile;
+    kernels.add_tile = avx512::add_tile;
     return kernels;
   }();
   return table;

@@ -3,6 +3,7 @@
 // unsigned throughout: what their zero point adds is what the sums start from.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "../kernels.hpp"
@@ -111,10 +112,14 @@ template <int R, typename L, bool kPrefetch>
 void int_rows(const std::uint8_t* tile, int blocks, const Activations& x, int row, float* y, int ldy) {
   Rows<R, L> rows(x, row);
   __m512 super = _mm512_setzero_ps(), super_minimum = super;
-  for (int b = 0; b < blocks; ++b) {
-    if constexpr (kPrefetch)
+  const int ahead_block = kPrefetch && x.ahead_lines > 0 ? (x.ahead_lines + blocks - 1) / blocks : 0;
+  for (int b = 0, ahead = 0; b < blocks; ++b) {
+    if constexpr (kPrefetch) {
       for (int line = 0; line < L::kBytes; line += 64)
         _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + line), _MM_HINT_T1);
+      for (const int end = std::min(ahead + ahead_block, x.ahead_lines); ahead < end; ++ahead)
+        _mm_prefetch(reinterpret_cast<const char*>(x.ahead[ahead]), _MM_HINT_T1);
+    }
     if constexpr (L::kScaleBytes == 1) {
       if (b % kSuperBlocks == 0) {
         super = load_f16(tile);
@@ -205,6 +210,78 @@ void float_tile(const std::uint8_t* tile, int columns, const Activations& x, int
   for (; r < rows; ++r) float_rows<1, V>(tile, columns, x, row + r, y + static_cast<std::size_t>(r) * ldy, ldy);
 }
 
+// Four sums a row, of every fourth column, so that a single row does not wait for its own additions.
+template <int R, Values V>
+void down_rows(const std::uint8_t* tile, int columns, const float* x, int stride, float* y, int ldy) {
+  __m512 acc[R][4];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < 4; ++i) acc[r][i] = _mm512_setzero_ps();
+  constexpr int kBytes = V == Values::kF32 ? 64 : 32;
+  for (int k = 0; k < columns; k += 4) {
+#pragma GCC unroll 4
+    for (int line = 0; line < 4 * kBytes; line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + k * kBytes + line), _MM_HINT_T0);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512 w = load_weights<V>(tile, static_cast<std::size_t>(k + i) * kTileColumns);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+        acc[r][i] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[static_cast<std::size_t>(r) * stride + k + i]), acc[r][i]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+    _mm512_storeu_ps(y + static_cast<std::size_t>(r) * ldy,
+                     _mm512_add_ps(_mm512_add_ps(acc[r][0], acc[r][1]), _mm512_add_ps(acc[r][2], acc[r][3])));
+}
+
+template <Values V>
+void down_float_tile(const std::uint8_t* tile, int columns, const Activations& x, int row, int rows, float* y,
+                     int ldy) {
+  const float* from = x.f32 + static_cast<std::size_t>(row) * x.width;
+  int r = 0;
+  for (; r + 4 <= rows; r += 4)
+    down_rows<4, V>(tile, columns, from + static_cast<std::size_t>(r) * x.width, x.width,
+                    y + static_cast<std::size_t>(r) * ldy, ldy);
+  for (; r < rows; ++r)
+    down_rows<1, V>(tile, columns, from + static_cast<std::size_t>(r) * x.width, x.width,
+                    y + static_cast<std::size_t>(r) * ldy, ldy);
+}
+
+// Sums of even and of odd ranks, as above; the tile is in the cache (small, and fetched ahead).
+template <int R, Values V>
+void add_rows(const std::uint8_t* tile, int rank, const float* t, int stride, float* out, int ldy) {
+  __m512 acc[R][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
+  for (int k = 0; k < rank; k += 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const __m512 w = load_weights<V>(tile, static_cast<std::size_t>(k + i) * kTileColumns);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+        acc[r][i] = _mm512_fmadd_ps(w, _mm512_set1_ps(t[static_cast<std::size_t>(r) * stride + k + i]), acc[r][i]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    float* y = out + static_cast<std::size_t>(r) * ldy;
+    _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), _mm512_add_ps(acc[r][0], acc[r][1])));
+  }
+}
+
+template <Values V>
+void add_float_tile(const std::uint8_t* tile, int rank, const float* t, int stride, int rows, float* out, int ldy) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4)
+    add_rows<4, V>(tile, rank, t + static_cast<std::size_t>(r) * stride, stride,
+                   out + static_cast<std::size_t>(r) * ldy, ldy);
+  for (; r < rows; ++r)
+    add_rows<1, V>(tile, rank, t + static_cast<std::size_t>(r) * stride, stride,
+                   out + static_cast<std::size_t>(r) * ldy, ldy);
+}
+
 struct Choose {
   template <typename L>
   static MatmulTile integer() {
@@ -221,6 +298,16 @@ struct Choose {
 namespace avx512 {
 
 MatmulTile matmul(const MatrixRecord& record) { return choose_layout<Choose>(record); }
+
+MatmulTile down_tile(Values values) {
+  if (values == Values::kF32) return down_float_tile<Values::kF32>;
+  return values == Values::kF16 ? down_float_tile<Values::kF16> : down_float_tile<Values::kBF16>;
+}
+
+AddTile add_tile(Values values) {
+  if (values == Values::kF32) return add_float_tile<Values::kF32>;
+  return values == Values::kF16 ? add_float_tile<Values::kF16> : add_float_tile<Values::kBF16>;
+}
 
 }  // namespace avx512
 }  // namespace sixfold

@@ -9,6 +9,8 @@ namespace sixfold {
 namespace scalar {
 
 MatmulTile matmul(const MatrixRecord& record);
+MatmulTile down_tile(Values values);
+AddTile add_tile(Values values);
 void attention(const AttentionJob& job);
 void int8_attention(const AttentionJob& job);
 void int4_attention(const AttentionJob& job);
@@ -127,7 +129,8 @@ const Kernels& scalar_kernels() {
   static const Kernels table{
       "scalar",          scalar::matmul,      scalar::rms_norm,       scalar::quantize,       scalar::gate,
       scalar::rope,      scalar::rotate_head, scalar::to_f16,         scalar::to_int8,        scalar::to_int4,
-      scalar::attention, scalar::attention,   scalar::int8_attention, scalar::int4_attention, scalar::fold};
+      scalar::attention, scalar::attention,   scalar::int8_attention, scalar::int4_attention, scalar::fold,
+      scalar::down_tile, scalar::add_tile};
   return table;
 }
 

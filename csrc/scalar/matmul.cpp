@@ -29,6 +29,18 @@ void float_tile(const std::uint8_t* tile, int columns, const Activations& x, int
   }
 }
 
+template <Values V>
+void add_float_tile(const std::uint8_t* tile, int rank, const float* t, int stride, int rows, float* out, int ldy) {
+  Activations ranks;
+  ranks.width = stride;
+  ranks.f32 = const_cast<float*>(t);  // only read
+  float sum[kTileColumns];
+  for (int r = 0; r < rows; ++r) {
+    float_tile<V>(tile, rank, ranks, r, 1, sum, kTileColumns);
+    for (int c = 0; c < kTileColumns; ++c) out[static_cast<std::size_t>(r) * ldy + c] += sum[c];
+  }
+}
+
 // A block of weights as plain numbers, [32 columns][16 outputs], so that the loops below vectorise anywhere.
 template <typename L>
 void unpack(const std::uint8_t* data, std::int16_t (*w)[kTileColumns]) {
@@ -89,6 +101,16 @@ struct Choose {
 namespace scalar {
 
 MatmulTile matmul(const MatrixRecord& record) { return choose_layout<Choose>(record); }
+
+MatmulTile down_tile(Values values) {
+  if (values == Values::kF32) return float_tile<Values::kF32>;
+  return values == Values::kF16 ? float_tile<Values::kF16> : float_tile<Values::kBF16>;
+}
+
+AddTile add_tile(Values values) {
+  if (values == Values::kF32) return add_float_tile<Values::kF32>;
+  return values == Values::kF16 ? add_float_tile<Values::kF16> : add_float_tile<Values::kBF16>;
+}
 
 }  // namespace scalar
 }  // namespace sixfold

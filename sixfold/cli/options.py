@@ -28,6 +28,14 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def adapters(texts: list[str] | None) -> dict[str, str] | None:
+    """``name=path`` each; None when there are none."""
+    try:
+        return config.name_paths(texts) if texts else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--lora") from None
+
+
 def url_without_password(text: str) -> str:
     """Everybody on a machine can read the command lines of its processes."""
     from sixfold.cache.redis import has_password
@@ -70,6 +78,15 @@ KVRedis = Annotated[
 ]  # fmt: skip
 KVS3 = Annotated[
     str | None, typer.Option(metavar="URL", help="Share cached prefixes through this bucket: s3://bucket/prefix.")
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=DIR", help="A LoRA adapter in PEFT's format, served as a model of its name; repeatable."
+    ),
+]
+MaxLoras = Annotated[
+    int | None, typer.Option(help="Adapters in memory; others are read when they are asked for.  [default: 8]")
 ]
 Threads = Annotated[int | None, typer.Option(help="Worker threads; default: the cores this process may use.")]
 Isa = Annotated[

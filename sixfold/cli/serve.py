@@ -21,6 +21,8 @@ from sixfold.cli.options import (
     KVFormat,
     KVMemory,
     KVRedis,
+    Lora,
+    MaxLoras,
     MaxModelLen,
     OptionalModel,
     PrefixCache,
@@ -28,6 +30,7 @@ from sixfold.cli.options import (
     ReuseContext,
     Template,
     Threads,
+    adapters,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +59,12 @@ def serve(
     max_num_seqs: Annotated[int | None, typer.Option(help="Sequences in one step.  [default: 64]")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.  [default: 512]")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Requests that may wait.  [default: 1024]")] = None,
+    lora: Lora = None,
+    max_loras: MaxLoras = None,
+    lora_root: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Let clients load adapters below this directory (/v1/load_lora_adapter)."),
+    ] = None,
     threads: Threads = None,
     isa: Isa = None,
     drain_seconds: Annotated[
@@ -77,6 +86,7 @@ def serve(
             "max_num_batched_tokens": max_num_batched_tokens, "max_queue": max_queue, "threads": threads, "isa": isa,
             "prefix_cache": prefix_cache, "reuse_context": reuse_context, "kv_disk": kv_disk,
             "kv_disk_bytes": kv_disk_size, "kv_redis": kv_redis, "kv_s3": kv_s3,
+            "lora": adapters(lora), "max_loras": max_loras,
         },
     )  # fmt: skip
     server = config.load(
@@ -84,7 +94,7 @@ def serve(
         "server",
         {
             "host": host, "port": port, "api_key": api_key, "served_model_name": served_model_name,
-            "chat_template": chat_template, "drain_seconds": drain_seconds,
+            "chat_template": chat_template, "drain_seconds": drain_seconds, "lora_root": lora_root,
         },
     )  # fmt: skip
     _run(engine, server, _level(log_level), pull=pull, accept_license=accept_license)

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from sixfold.compile.costs import weight_bytes
@@ -177,15 +178,24 @@ class Bench:
         """Starts the threads and reads the weights from disk."""
         self.run(self._prompts([8], random.Random(0)), [2])
 
-    def run(self, prompts: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[RequestOutput]:
+    def run(
+        self, prompts: Sequence[Sequence[int]], wanted: Sequence[int], loras: Sequence[str | None] | None = None
+    ) -> list[RequestOutput]:
         """Requests that begin together, each with so many new tokens."""
         params = [SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True) for count in wanted]
-        return self.generate(prompts, params)
+        return self.generate(prompts, params, loras)
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[RequestOutput]:
-        """Requests that begin together. Raises InvalidRequestError if one fails."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        loras: Sequence[str | None] | None = None,
+    ) -> list[RequestOutput]:
+        """Requests that begin together, ``loras`` names their adapters. Raises InvalidRequestError if one fails."""
         self._watch.reset()
-        outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
+        adapters = loras or [None] * len(prompts)
+        asked = [{"prompt_token_ids": ids, "lora": lora} for ids, lora in zip(prompts, adapters, strict=True)]
+        outputs = self._llm.generate(asked, params)
         for output in outputs:
             if output.outputs[0].finish_reason == "error":
                 raise InvalidRequestError("A request failed", cause=str(output.outputs[0].stop_reason))
@@ -200,6 +210,27 @@ class Bench:
         finally:
             self._watch.stepped = lambda stats: None
         return steps
+
+    def decode_rate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, loras: Sequence[str | None]
+    ) -> tuple[float, float]:
+        """(new tokens a second of the median step between tokens, the same over the run once all have their first)."""
+        began = time.monotonic()
+        self.run(prompts, [new_tokens] * len(prompts), loras)
+        seconds = time.monotonic() - began
+        run = len(prompts) * (new_tokens - 1) / max(seconds - max(self._watch.first), 1e-9)
+        return len(prompts) / statistics.median(self._watch.between), run
+
+    def load_lora(self, name: str, path: Path) -> float:
+        """Seconds that it took."""
+        began = time.monotonic()
+        self._llm.load_lora(name, path)
+        return time.monotonic() - began
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the model, as its plan names them."""
+        return dict(self._executor().plan.meta["sizes"])
 
     def close(self) -> None:
         self._llm.close()

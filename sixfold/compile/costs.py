@@ -38,7 +38,7 @@ class MatrixShape:
 
 
 def operator_costs(plan: Plan) -> list[OperatorCost]:
-    matrices, operators = _records(plan.data)
+    matrices, operators = plan_records(plan.data)
     costs: list[OperatorCost] = []
     next_index = [0, 0]
     for record in operators:
@@ -65,7 +65,7 @@ def operator_costs(plan: Plan) -> list[OperatorCost]:
 
 def matrix_shapes(plan: Plan) -> list[MatrixShape]:
     """The matrices that operators multiply by, each distinct shape and format once, in the plan's order."""
-    matrices, operators = _records(plan.data)
+    matrices, operators = plan_records(plan.data)
     found: dict[MatrixShape, None] = {}
     for record in operators:
         if KINDS[int(record["kind"])] == "embed":
@@ -87,7 +87,7 @@ def parameters(plan: Plan) -> int:
     return sum(cost.macs for cost in operator_costs(plan))
 
 
-def _records(data: Bytes) -> tuple[Any, Any]:
+def plan_records(data: Bytes) -> tuple[Any, Any]:
     """Views of the file's matrix and operator records."""
     header = data[: HEADER.itemsize].view(HEADER)[0]
     tables = []

@@ -15,11 +15,13 @@ import queue
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as List
+from pathlib import Path
 from typing import Self
 
 from sixfold.config import EngineConfig
+from sixfold.engine.adapter import Adapter
 from sixfold.engine.chat_template import ChatTemplate
 from sixfold.engine.core import EngineCore, StepListener
 from sixfold.engine.loader import load_engine
@@ -173,16 +175,18 @@ class AsyncEngine:
         prompt: str | None = None,
         cache_salt: str | None = None,
         reuse_context: ReuseContext | bool | None = None,
+        lora: str | None = None,
     ) -> RequestStream:
         """Queues a request; call it on the event loop that reads the stream.
 
         Raises at once, before any output: InvalidRequestError and ContextLengthError for what can never run,
-        OverloadedError when the queue is full or draining, EngineDeadError.
+        ModelNotFoundError for an adapter (``lora``) that is not loaded, OverloadedError when the queue is full or
+        draining, EngineDeadError.
         """
         request_id = request_id or f"request-{next(self._ids)}"
         request = self.core.limits.accept(
             request_id, prompt_ids, params, priority=priority, arrival=time.monotonic(), prompt=prompt,
-            cache_salt=cache_salt, reuse_context=reuse_context,
+            cache_salt=cache_salt, reuse_context=reuse_context, lora=self.core.adapters.named(lora),
         )  # fmt: skip
         mailbox = _Mailbox(request_id)
         with self._lock:
@@ -200,6 +204,23 @@ class AsyncEngine:
     def validate(self, prompt_ids: List[int], params: SamplingParams) -> None:
         """Raises what :meth:`generate` would raise for a request that can never run."""
         self.core.limits.check(prompt_ids, params)
+
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The LoRA adapters that requests may name."""
+        return self.core.adapters.names
+
+    def load_lora(self, name: str, path: Path) -> Adapter:
+        """Reads an adapter and serves it under the name. Takes a moment; call it from any thread but the event loop's.
+
+        Raises InvalidRequestError, ModelFileError and UnsupportedModelError.
+        """
+        return self.core.adapters.load(name, path)
+
+    def unload_lora(self, name: str) -> None:
+        """Requests that have the adapter go on, and its memory is freed after them. Raises ModelNotFoundError."""
+        adapter = self.core.adapters.unload(name)
+        self._commands.put(lambda: self.core.adapters.retire(adapter))
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes before any request that is submitted later. Raises EngineDeadError."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from sixfold.cache import Tier
+from sixfold.engine.adapter import Adapter
 from sixfold.engine.completion import Answer, Completion, TokenDecoder
 from sixfold.engine.constraint import MaskStage
 from sixfold.engine.grammar import Grammars
@@ -21,6 +22,7 @@ from sixfold.engine.kv_cache import KVCache
 from sixfold.engine.kv_tiers import TieredPrefixes
 from sixfold.engine.kv_waste import WasteMeter
 from sixfold.engine.limits import Limits
+from sixfold.engine.lora import Adapters
 from sixfold.engine.prefix_cache import NoPrefixCache, PrefixCache, Prefixes
 from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.engine.request_rules import RequestRules
@@ -59,10 +61,11 @@ class EngineCore:
         tier: Tier | None = None,
         reuse: ReuseContext | None = None,
         listener: StepListener | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         """``prefix_root``: what all cached prefixes of this engine depend on; None: nothing is cached. ``tier``: where
         they go when memory is short, and come back from. ``reuse``: of context beyond prefixes, for requests that do
-        not say."""
+        not say. ``adapters``: None: the engine takes none."""
         self.cache = KVCache(executor.num_pages)
         self.prefixes = _prefixes(self.cache, executor, prefix_root, tier)
         self.grammars = Grammars(tokenizer, executor.vocab_size)
@@ -71,8 +74,10 @@ class EngineCore:
             rules=RequestRules(tokenizer, executor.vocab_size, self.grammars),
             reuse=reuse, can_reuse=executor.resumption == ANYWHERE,
         )  # fmt: skip
+        self.adapters = adapters or Adapters.none(executor)
         self.scheduler = Scheduler(
-            self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+            self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+            adapters=self.adapters,
         )  # fmt: skip
         self.approximations: tuple[str, ...] = executor.approximations  # what makes tokens differ from the plain path
         self.runner = Runner(executor)
@@ -107,10 +112,13 @@ class EngineCore:
         """Runs one step and returns what is new, one output a request that advanced."""
         if not self._answers:
             return []
+        if failed := self.adapters.failed():
+            return self._end_unadapted(failed)
         record = StepRecord(time.monotonic(), self.scheduler.preemptions)
         schedule = self.scheduler.schedule()
         if not schedule.rows:
-            self.prefixes.wait()
+            if not self.adapters.wait():
+                self.prefixes.wait()
             return []
         record.allocation = self.scheduler.allocation
         self._mark_started(schedule, record)
@@ -131,7 +139,7 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """The state now. Other threads may ask: it reads counters and copies, never iterates what a step changes."""
-        return EngineStats.of(self.scheduler, self.totals, self.waste, len(self._answers))
+        return EngineStats.of(self.scheduler, self.totals, self.waste, len(self._answers), self.adapters.counts())
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes. Running sequences go on, and what they have computed so far is not kept."""
@@ -146,6 +154,15 @@ class EngineCore:
         self.masks.close()
         self.grammars.close()
         self.prefixes.close()
+        self.adapters.close()
+
+    def _end_unadapted(self, failed: Mapping[Adapter, Exception]) -> list[RequestOutput]:
+        """Ends the requests whose adapters could not be read."""
+        return [
+            self._end(answer, [], "error", _message(failed[adapter]))
+            for answer in list(self._answers.values())
+            if (adapter := answer.request.lora) in failed and adapter is not None
+        ]
 
     def _fail(self, schedule: Schedule, error: Exception) -> list[RequestOutput]:
         """The step did not run to its end: so end the requests that were in it."""

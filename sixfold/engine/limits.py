@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 
+from sixfold.engine.adapter import Adapter
 from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.request_rules import RequestRules
 from sixfold.engine.sequence import Request
@@ -50,6 +51,7 @@ class Limits:
         prompt: str | None = None,
         cache_salt: str | None = None,
         reuse_context: object = None,
+        lora: Adapter | None = None,
     ) -> Request:
         """Raises InvalidRequestError or ContextLengthError with the numbers and the option to change."""
         self.check(prompt_ids, params)
@@ -73,6 +75,7 @@ class Limits:
             rules=rules,
             constrain=constrain,
             reuse=self.reuse_of(reuse_context),
+            lora=lora,
         )
 
     async def prepare(self, params: SamplingParams) -> None:

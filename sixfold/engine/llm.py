@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as List
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from sixfold import config as settings
@@ -25,7 +26,7 @@ from sixfold.engine.sequence import Request
 from sixfold.errors import ConfigError, InvalidRequestError, TemplateError
 from sixfold.types import RequestOutput, SamplingParams
 
-# A text, or {"prompt_token_ids": [...]} (or {"prompt": "..."}) with its "cache_salt" and "reuse_context".
+# A text, or {"prompt_token_ids": [...]} (or {"prompt": "..."}) with its "cache_salt", "reuse_context" and "lora".
 Prompt = str | Mapping[str, Any]
 Message = Mapping[str, Any]
 
@@ -37,11 +38,13 @@ class _Tokens(NamedTuple):
     ids: List[int]
     cache_salt: str | None = None
     reuse_context: object = None  # None: what the engine does by default
+    lora: str | None = None
 
 
 class LLM:
     """A model in this process. Not thread-safe; for many callers at once there is :class:`AsyncEngine`.
 
+    ``lora={"name": "directory"}`` loads adapters, one of which a prompt may name.
     ``options`` are the fields of :class:`EngineConfig` (environment and file apply as they do to the server).
     A model that is not here yet is pulled. ``prefix_cache=False`` computes every prompt from its beginning.
     """
@@ -91,8 +94,12 @@ class LLM:
         use_tqdm: bool = False,
         add_generation_prompt: bool = True,
         tools: List[Mapping[str, Any]] | None = None,
+        lora: str | None = None,
     ) -> list[RequestOutput]:
-        """Like :meth:`generate` for one conversation, or a list of them. Raises TemplateError for a base model."""
+        """Like :meth:`generate` for one conversation, or a list of them. Raises TemplateError for a base model.
+
+        ``lora``: the name of an adapter for all of them.
+        """
         if self.chat_template is None:
             raise TemplateError(
                 "The model has no chat template", cause="it is a base model", remedy="Use generate(), or a chat model"
@@ -103,7 +110,7 @@ class LLM:
             text = self.chat_template.render(
                 conversation, add_generation_prompt=add_generation_prompt, tools=tools
             )  # fmt: skip
-            prompts.append(_Tokens(text, self.tokenizer.encode_chat(text)))
+            prompts.append(_Tokens(text, self.tokenizer.encode_chat(text), lora=lora))
         return self._complete(prompts, sampling_params, use_tqdm)
 
     def beam_search(self, prompts: Prompt | List[Prompt], params: BeamSearchParams) -> list[RequestOutput]:
@@ -136,6 +143,14 @@ class LLM:
         """Deltas of one request as they come. Closing the iterator ends the request."""
         request = self._accept(self._tokens(prompt), sampling_params or SamplingParams())
         return self._stream(request)
+
+    def load_lora(self, name: str, path: str | Path) -> None:
+        """Loads an adapter in PEFT's format. Raises InvalidRequestError, ModelFileError, UnsupportedModelError."""
+        self._core.adapters.load(name, Path(path))
+
+    def unload_lora(self, name: str) -> None:
+        """Raises ModelNotFoundError."""
+        self._core.adapters.retire(self._core.adapters.unload(name))
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes."""
@@ -194,6 +209,7 @@ class LLM:
         return self._core.limits.accept(
             f"offline-{next(self._ids)}", prompt.ids, params, arrival=time.monotonic(), prompt=prompt.text,
             cache_salt=prompt.cache_salt, reuse_context=prompt.reuse_context,
+            lora=self._core.adapters.named(prompt.lora),
         )  # fmt: skip
 
     @contextlib.contextmanager
@@ -220,11 +236,12 @@ class LLM:
         if isinstance(prompt, str):
             return _Tokens(prompt, self.tokenizer.encode(prompt))
         if isinstance(prompt, Mapping):
-            text, salt, reuse = prompt.get("prompt"), prompt.get("cache_salt"), prompt.get("reuse_context")
+            text = prompt.get("prompt")
+            others = prompt.get("cache_salt"), prompt.get("reuse_context"), prompt.get("lora")
             if "prompt_token_ids" in prompt:
-                return _Tokens(text, list(prompt["prompt_token_ids"]), salt, reuse)
+                return _Tokens(text, list(prompt["prompt_token_ids"]), *others)
             if isinstance(text, str):
-                return _Tokens(text, self.tokenizer.encode(text), salt, reuse)
+                return _Tokens(text, self.tokenizer.encode(text), *others)
         raise InvalidRequestError(
             f"A prompt is a {type(prompt).__name__} that says no text or tokens",
             remedy='Use a string or {"prompt_token_ids": [...]}',

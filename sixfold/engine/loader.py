@@ -8,24 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sixfold import store
 from sixfold.cache import open_tier
+from sixfold.compile.adapter import pack_adapter
 from sixfold.compile.plan import Plan, build
 from sixfold.config import EngineConfig
 from sixfold.engine.chat_template import ChatTemplate
 from sixfold.engine.core import EngineCore, StepListener
 from sixfold.engine.key_centres import key_centres
 from sixfold.engine.kv_cache import pages_for
+from sixfold.engine.lora import Adapters, Content
 from sixfold.engine.memory import free_memory
 from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.engine.tokenizer import Tokenizer
 from sixfold.errors import ConfigError
 from sixfold.runtime.kv_format import exact_bytes, layer_formats, page_bytes
-from sixfold.runtime.native import NativeExecutor
+from sixfold.runtime.native import NativeExecutor, native_adapter
 from sixfold.types import ReuseContext
 from sixfold.weights.model_file import open_model
+from sixfold.weights.peft import read_adapter
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         model.close()
     max_model_len = _context(plan, config)
     executor = open_executor(plan, tokenizer, config, max_model_len)
+    adapters = Adapters(executor, lambda path: read_native(path, plan), config.max_loras)
+    for name, path in config.lora.items():
+        adapters.load(name, Path(path))
     core = EngineCore(
         executor,
         tokenizer,
@@ -63,6 +70,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         tier=open_tier(disk=config.kv_disk, disk_bytes=config.kv_disk_bytes, redis=config.kv_redis, s3=config.kv_s3),
         reuse=ReuseContext.parse(config.reuse),
         listener=listener,
+        adapters=adapters,
     )
     return LoadedEngine(config.model, core, tokenizer, template)
 
@@ -80,6 +88,13 @@ def open_executor(plan: Plan, tokenizer: Tokenizer, config: EngineConfig, max_mo
         key_centres=key_centres(plan, tokenizer, isa=config.isa, threads=config.threads) if centred else None,
         max_sequences=config.max_num_seqs,
     )
+
+
+def read_native(path: Path, plan: Plan) -> Content:
+    """An adapter, ready for the executor of this plan. Raises ModelFileError and UnsupportedModelError."""
+    file = read_adapter(path)
+    native = native_adapter(pack_adapter(file, plan))
+    return Content(file.digest, file.rank, native.bytes, native)
 
 
 def _prefix_root(digest: str, executor: NativeExecutor) -> PrefixRoot:

@@ -288,7 +288,8 @@ class PrefixCache(NothingToCome):
         return self._resumption.at_most(tokens)
 
     def root_of(self, sequence: Sequence) -> PrefixRoot:
-        return self._root.salted(sequence.request.cache_salt)
+        request = sequence.request
+        return self._root.of(request.cache_salt, None if request.lora is None else request.lora.digest)
 
     def restore(self, root: PrefixRoot, parent_key: bytes, tokens: bytes) -> int | None:
         """A page for a full page of tokens whose content comes from elsewhere; the caller writes it at once.

@@ -26,12 +26,13 @@ class PrefixRoot:
     model: str = ""  # digest of the model's content
     kv_format: str = "f16"
     numerics: str = ""  # instruction set and build: what is kept beyond this process must come from the same
-    lora: str | None = None
+    lora: str | None = None  # digest of the adapter
     media: str | None = None  # digest of what stands in the prompt beside text
     salt: str | None = None  # the caller's; only requests of the same salt share
 
-    def salted(self, salt: str | None) -> Self:
-        return self if salt is None else replace(self, salt=salt)
+    def of(self, salt: str | None, lora: str | None) -> Self:
+        """The root of requests with this salt and adapter."""
+        return self if salt is None and lora is None else replace(self, salt=salt, lora=lora)
 
     def key(self) -> bytes:
         digest = hashlib.sha256()

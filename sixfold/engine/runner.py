@@ -67,6 +67,7 @@ def _batch(schedule: Schedule) -> Batch:
     counts: list[int] = []
     tables = []
     offsets = [0]
+    adapters: list[int] = []
     end = 0
     for sequence, start, count, _ in schedule.rows:
         table = sequence.table.pages
@@ -76,8 +77,10 @@ def _batch(schedule: Schedule) -> Batch:
         counts.append(count)
         tables.append(table)
         offsets.append(end)
+        adapters.append(sequence.adapter_slot)
     # One array for all but the pages (they are many, so joined as bytes): the calls into numpy are what costs.
     t, s = len(tokens), len(starts)
-    flat = np.array(tokens + starts + counts + offsets, dtype=np.int32)
+    flat = np.array(tokens + starts + counts + adapters + offsets, dtype=np.int32)
     pages = np.frombuffer(b"".join(tables), np.int32)
-    return Batch(flat[:t], flat[t : t + s], flat[t + s : t + 2 * s], pages, flat[t + 2 * s :])
+    columns = (flat[t + i * s : t + (i + 1) * s] for i in range(3))
+    return Batch(flat[:t], next(columns), next(columns), pages, flat[t + 3 * s :], next(columns))

@@ -20,6 +20,7 @@ from bisect import insort
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from sixfold.engine.adapter import AdapterSlots, NoAdapters
 from sixfold.engine.kv_cache import Copy, KVCache, pages_for
 from sixfold.engine.kv_waste import Allocation
 from sixfold.engine.prefix_cache import Beginning, NoPrefixCache, Prefixes
@@ -43,9 +44,16 @@ class Schedule(NamedTuple):
 
 class Scheduler:
     def __init__(
-        self, cache: KVCache, prefixes: Prefixes | None = None, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        cache: KVCache,
+        prefixes: Prefixes | None = None,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         self.cache = cache
+        self.adapters = adapters or NoAdapters()
         self.prefixes = prefixes or NoPrefixCache()
         self.budget = max_num_batched_tokens
         self.seats = min(max_num_seqs, max_num_batched_tokens)  # so that each running sequence gets its token
@@ -71,6 +79,7 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         self.prefixes.arrive()
+        self.adapters.arrive()
         copies: list[Copy] = []
         rows, budget = self._continue_running(copies)
         if self.waiting:
@@ -100,6 +109,7 @@ class Scheduler:
 
     def _let_go(self, sequence: Sequence) -> None:
         self.prefixes.ended(sequence)
+        self.adapters.ended(sequence)
         self.cache.free(sequence.table)
         self.computed -= sequence.num_held
 
@@ -154,7 +164,7 @@ class Scheduler:
             if shared and source is None and _waits_for_sibling(sequence):
                 at += 1
                 continue
-            if source is None and not self.prefixes.ready(sequence):
+            if not self.adapters.ready(sequence) or (source is None and not self.prefixes.ready(sequence)):
                 at += 1
                 continue
             new = self._place(sequence, source, budget, promised, copies)
@@ -181,6 +191,7 @@ class Scheduler:
         reuse = beginning.reuse
         self.cache.adopt(sequence.table, beginning.pages)
         self.prefixes.begun(sequence, beginning)
+        self.adapters.begun(sequence)
         sequence.begin(beginning.tokens, beginning.ready, beginning.again)
         self.computed += sequence.num_held
         rows = _rows(sequence, budget)

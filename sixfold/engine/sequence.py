@@ -12,6 +12,7 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from typing import Any
 
+from sixfold.engine.adapter import NO_SLOT, Adapter
 from sixfold.engine.constraint import TokenConstraint
 from sixfold.engine.kv_cache import PageTable
 from sixfold.engine.prefix_tree import Entry
@@ -40,6 +41,7 @@ class Request:
     rules: TokenRules = NO_RULES  # the parameters that speak of text, in token ids
     constrain: Callable[[], TokenConstraint] | None = None  # makes one for each choice
     reuse: ReuseContext | None = None  # of context that is not a prefix, an approximation; None: exact
+    lora: Adapter | None = None  # what changes the model for it
 
 
 class Status(enum.Enum):
@@ -80,6 +82,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: list[Sampled | None] | None = None  # choice 0 only; grows with the prefill
+    adapter_slot: int = NO_SLOT  # where its adapter is while it runs
     sampler_state: Any = None  # whatever the sampler wants to keep with the sequence
     constraint: TokenConstraint | None = None  # what must be followed beside the parameters; told of every token
 

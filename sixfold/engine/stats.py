@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sixfold.cache import TierCounts
+from sixfold.engine.adapter import NO_ADAPTERS, AdapterCounts
 from sixfold.engine.completion import Completion
 from sixfold.engine.kv_cache import KVCache
 from sixfold.engine.kv_waste import NOTHING, Allocation, WasteMeter
@@ -54,6 +55,7 @@ class EngineStats:
     reused_tokens: int = 0  # whose KV came from elsewhere in other prompts
     recomputed_tokens: int = 0  # found there, and computed all the same
     tier: dict[str, TierCounts] | None = None  # by place; None: there is none
+    lora: AdapterCounts = NO_ADAPTERS
 
     @property
     def kv_usage(self) -> float:
@@ -64,7 +66,9 @@ class EngineStats:
         return self.kv_pages_total - self.kv_pages_used - self.kv_pages_cached
 
     @classmethod
-    def of(cls, scheduler: Scheduler, totals: Totals, waste: WasteMeter, requests: int) -> EngineStats:
+    def of(
+        cls, scheduler: Scheduler, totals: Totals, waste: WasteMeter, requests: int, lora: AdapterCounts
+    ) -> EngineStats:
         counts, prefixes = scheduler.cache.counts(), scheduler.prefixes
         return cls(
             running=len(scheduler.running),
@@ -93,6 +97,7 @@ class EngineStats:
             reused_tokens=prefixes.reused,
             recomputed_tokens=prefixes.recomputed,
             tier=prefixes.tier,
+            lora=lora,
         )
 
 

@@ -5,7 +5,7 @@ Owns: the batch and the executor's interface. Must not know: requests, sampling,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ class Batch:
     counts  | 3        | 1  | 2     |
     pages   | 4 9 1    | 2  | 7     |         the KV pages of each sequence, in order
     page_offsets  0      3    4       5       S + 1
+    adapters | -1       | 2  | -1    |         the slot of each sequence's adapter, -1: none; or empty
     """
 
     tokens: Int32
@@ -33,6 +34,10 @@ class Batch:
     counts: Int32
     pages: Int32
     page_offsets: Int32
+    adapters: Int32 = field(default_factory=lambda: NO_ADAPTERS)
+
+
+NO_ADAPTERS: Int32 = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,9 @@ class Executor(Protocol):
     def move_tokens(self, moves: Int32) -> None:
         """Rows [M, 6] of (source page, slot, target page, slot, count, shift), in that order: the KV of ``count``
         tokens goes to another page, with its keys rotated on by ``shift`` positions."""
+
+    def set_adapter(self, slot: int, adapter: Any) -> None:
+        """Puts a native adapter into a slot of :attr:`Batch.adapters`, between steps; None empties it."""
 
     def read_page(self, page: int) -> bytes:
         """The content of a page, ``page_bytes`` long."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sixfold import _native
+from sixfold.compile.adapter import PackedAdapter
 from sixfold.compile.plan import Plan
 from sixfold.errors import PlanError
 from sixfold.runtime.batch import ANYWHERE, Batch, Float32, Int32, Resumption
@@ -71,7 +72,8 @@ class NativeExecutor:
         self._logits = np.empty((0, self._executor.logits_width), np.float32)
 
     def forward(self, batch: Batch) -> None:
-        self._executor.forward(batch.tokens, batch.starts, batch.counts, batch.pages, batch.page_offsets)
+        b = batch
+        self._executor.forward(b.tokens, b.starts, b.counts, b.pages, b.page_offsets, b.adapters)
 
     def logits(self, rows: Int32) -> Float32:
         if len(rows) > len(self._logits):
@@ -87,6 +89,10 @@ class NativeExecutor:
 
     def move_tokens(self, moves: Int32) -> None:
         self._executor.move_tokens(moves)
+
+    def set_adapter(self, slot: int, adapter: _native.Adapter | None) -> None:
+        """Raises ValueError for an adapter that does not fit the plan."""
+        self._executor.set_adapter(slot, adapter)
 
     def read_page(self, page: int) -> bytes:
         return self._executor.read_page(page)
@@ -113,6 +119,11 @@ class NativeExecutor:
     def profiled(self) -> list[tuple[int, int, int, float]]:
         """(section, operator, calls, seconds) since the last call; section 0 is the body, 1 the head."""
         return self._executor.profiled()
+
+
+def native_adapter(packed: PackedAdapter) -> _native.Adapter:
+    """An adapter in memory, for :meth:`NativeExecutor.set_adapter`. Any thread may make one."""
+    return _native.Adapter(packed.values, packed.data, packed.scales, packed.records)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -118,6 +119,9 @@ class Recorder:
 
     def move_tokens(self, moves: Int32) -> None:
         self._executor.move_tokens(moves)
+
+    def set_adapter(self, slot: int, adapter: Any) -> None:
+        self._executor.set_adapter(slot, adapter)
 
     def read_page(self, page: int) -> bytes:
         return self._executor.read_page(page)

@@ -15,7 +15,9 @@ from starlette.responses import Response
 
 from sixfold.config import ServerConfig
 from sixfold.engine.async_engine import AsyncEngine
+from sixfold.errors import ConfigError
 from sixfold.metrics import Metrics
+from sixfold.server import adapters
 from sixfold.server.error_body import http_error_response
 from sixfold.server.middleware import Guard, nearest_path
 from sixfold.server.openai import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -41,6 +43,10 @@ def create_app(
     config = config or ServerConfig()
     # A chosen name replaces the name the model was loaded by, which may be a path that is nobody's business.
     names = tuple(dict.fromkeys((config.served_model_name or engine.model_name, *aliases)))
+    for name in set(names) & set(engine.adapters):
+        raise ConfigError(
+            f"An adapter and the model are both named {name!r}", remedy="Choose another name", param="lora"
+        )
     metrics = metrics or Metrics(names[0], max_model_len=engine.max_model_len)
     metrics.attach(engine.stats)
     state = ServerState(engine, config, metrics, names)
@@ -53,6 +59,8 @@ def create_app(
     app = FastAPI(title="Sixfold", version=VERSION, lifespan=lifespan, redirect_slashes=False)
     app.state.server = state
     app.include_router(router)
+    if config.lora_root is not None:
+        app.include_router(adapters.router)
     app.add_middleware(Guard, state=state)
     app.add_exception_handler(HTTPException, _http_error)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]

@@ -48,6 +48,7 @@ class Generation:
         priority: int,
         cache_salt: str | None,
         reuse_context: ReuseContext | bool | None,
+        lora: str | None = None,
         retry_after: Callable[[], float | None],
     ) -> Generation:
         """Queues every prompt. Raises the engine's errors before any of them costs computation."""
@@ -60,7 +61,7 @@ class Generation:
                 streams.append(
                     engine.generate(
                         prompt.ids, params, priority=priority, prompt=prompt.text, cache_salt=cache_salt,
-                        reuse_context=reuse_context,
+                        reuse_context=reuse_context, lora=lora,
                     )
                 )  # fmt: skip
         except BaseException:

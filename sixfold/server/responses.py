@@ -202,13 +202,14 @@ def chat_response(head: ResponseHead, output: RequestOutput, as_id: bool) -> dic
     }
 
 
-def model_card(name: str, root: str, created: int, max_model_len: int) -> dict[str, Any]:
+def model_card(name: str, root: str, created: int, max_model_len: int, parent: str | None = None) -> dict[str, Any]:
+    """``parent``: the model that an adapter changes."""
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "sixfold",
         "root": root,
-        "parent": None,
+        "parent": parent,
         "max_model_len": max_model_len,
     }

@@ -73,7 +73,8 @@ async def completions(request: Request) -> Response:
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     state = state_of(request)
-    return JSONResponse({"object": "list", "data": [_card(state, name) for name in state.names]})
+    names = (*state.names, *state.engine.adapters)
+    return JSONResponse({"object": "list", "data": [_card(state, name) for name in names]})
 
 
 @router.get("/v1/models/{name:path}")
@@ -83,7 +84,9 @@ async def model(request: Request, name: str) -> Response:
 
 
 def _card(state: ServerState, name: str) -> dict[str, Any]:
-    return model_card(name, state.names[0], state.created, state.engine.max_model_len)
+    parent = state.names[0] if state.adapter(name) is not None else None
+    root = name if parent is not None else state.names[0]  # an adapter's path is nobody's business
+    return model_card(name, root, state.created, state.engine.max_model_len, parent)
 
 
 @router.post("/tokenize", openapi_extra=_body("TokenizeRequest"))

@@ -22,6 +22,7 @@ async def beam_search(
     *,
     priority: int,
     cache_salt: str | None,
+    lora: str | None = None,
 ) -> list[RequestOutput]:
     """The best continuations of each prompt. Raises the engine's errors; a cancelled search aborts its requests."""
     whole = SamplingParams(max_tokens=params.max_tokens)
@@ -30,7 +31,7 @@ async def beam_search(
 
     async def extend(ids: Sequence[int]) -> RequestOutput:
         collector = Collector()
-        async for delta in engine.generate(ids, params.step, priority=priority, cache_salt=cache_salt):
+        async for delta in engine.generate(ids, params.step, priority=priority, cache_salt=cache_salt, lora=lora):
             collector.add(delta)
         return collector.result()
 

@@ -68,9 +68,17 @@ class ServerState:
             return asked or self.names[0]
         if asked == _PLACEHOLDER:
             return self.names[0]
+        adapters = self.engine.adapters
+        if asked in adapters:
+            return asked
         raise ModelNotFoundError(
-            f"The model {clip(asked)!r} is not served here", remedy=f"Use {' or '.join(self.names)}", param="model"
-        )
+            f"The model {clip(asked)!r} is not served here", remedy=f"Use {' or '.join([*self.names, *adapters])}",
+            param="model",
+        )  # fmt: skip
+
+    def adapter(self, asked: str | None) -> str | None:
+        """The LoRA adapter that a model name stands for, if it does."""
+        return asked if asked not in self.names and asked in self.engine.adapters else None
 
     def head(self, prefix: str, ask: SamplingFields) -> ResponseHead:
         """Of a response to this request. Raises :class:`ModelNotFoundError`."""
@@ -81,7 +89,7 @@ class ServerState:
     async def start(self, prompts: Sequence[TokenPrompt], params: SamplingParams, ask: SamplingFields) -> Generation:
         return await Generation.start(
             self.engine, prompts, params, priority=ask.priority, cache_salt=ask.cache_salt,
-            reuse_context=ask.reuse_context, retry_after=self.retry_after,
+            reuse_context=ask.reuse_context, lora=self.adapter(ask.model), retry_after=self.retry_after,
         )  # fmt: skip
 
     async def whole(
@@ -89,7 +97,10 @@ class ServerState:
     ) -> list[RequestOutput]:
         """The finished answers. Ends what runs when the client leaves."""
         if (search := ask.search(params)) is not None:
-            beams = beam_search(self.engine, prompts, search, priority=ask.priority, cache_salt=ask.cache_salt)
+            beams = beam_search(
+                self.engine, prompts, search, priority=ask.priority, cache_salt=ask.cache_salt,
+                lora=self.adapter(ask.model),
+            )  # fmt: skip
             return await until_disconnect(request, beams)
         generation = await self.start(prompts, widen(params), ask)
         try:

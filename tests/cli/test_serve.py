@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from sixfold.cli.serve import curl
+from tests.adapters import tiny_adapter
 
 
 @contextmanager
@@ -82,6 +83,18 @@ def test_where_kv_is_kept_is_said_without_secrets(chat_model: str, tmp_path: Pat
     assert str(tmp_path / "kv")[:20] in text and "redis://127.0.0.1:1/0" in text and "hunter2" not in text
 
 
+def test_adapters_are_served_by_name(chat_model: str, tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "adapter", "qwen2")
+    with serving(chat_model, "--lora", f"mine={adapter}", "--max-loras", "2") as (_, printed):
+        url = pasted(printed)[0].split("/v1/")[0]
+        assert [card["id"] for card in httpx.get(f"{url}/v1/models").json()["data"]][1:] == ["mine"]
+        texts = [
+            httpx.post(f"{url}/v1/completions", json={"prompt": [5] * 40, "temperature": 0, **model}, timeout=20).json()
+            for model in ({}, {"model": "mine"})
+        ]
+    assert texts[0]["choices"][0]["text"] != texts[1]["choices"][0]["text"]
+
+
 def test_a_taken_port_is_said_at_once(sixfold) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = sixfold("serve", "no-such-model", "--port", taken.getsockname()[1])
@@ -95,7 +108,14 @@ def test_no_pull_needs_a_model_that_is_here(sixfold) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "code"),
-    [("--port", "70000", 1), ("--isa", "mmx", 1), ("--log-level", "loud", 2), ("--drain-seconds", "-1", 1)],
+    [
+        ("--lora", "nothing", 2),
+        ("--max-loras", "0", 1),
+        ("--port", "70000", 1),
+        ("--isa", "mmx", 1),
+        ("--log-level", "loud", 2),
+        ("--drain-seconds", "-1", 1),
+    ],
 )
 def test_mistakes(sixfold, option: str, value: str, code: int) -> None:
     done = sixfold("serve", "no-such-model", option, value)

@@ -16,7 +16,7 @@ def test_keys_say_everything():
     ]  # fmt: skip
     keys = {one.key() for one in (root, *others)}
     assert len(keys) == 1 + len(others)
-    assert root.key() == PrefixRoot("m").salted("s").key() != PrefixRoot("m").salted(None).key()
+    assert root.key() == PrefixRoot("m").of("s", None).key() != PrefixRoot("m").of(None, "a").key()
     assert chain(root.key(), pack([1, 2])) != chain(root.key(), pack([2, 1]))
     assert chain(chain(root.key(), pack([1])), pack([2])) != chain(root.key(), pack([1, 2]))
 

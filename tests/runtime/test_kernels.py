@@ -124,6 +124,23 @@ def test_an_embedding_row_is_exactly_what_the_file_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind, values", [("F32", 0), ("F16", 1), ("BF16", 2)])
+@pytest.mark.parametrize("rank", [2, 8, 18])
+def test_low_rank_products_are_added_row_by_row(isa: str, kind: str, values: int, rank: int) -> None:
+    w = matrix(kind, rank, 16)
+    rng = np.random.default_rng(rank)
+    t, out = (rng.standard_normal((7, width), dtype=np.float32) for width in (rank, 20))
+    wanted = out + np.pad(t.astype(np.float64) @ w.dequantize(), ((0, 0), (0, 4)))
+    before = out.copy()
+    _native.kernel_add_tile(isa, values, w.data.reshape(-1), t, out)
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
+    for row in range(7):
+        one = before[row : row + 1].copy()
+        _native.kernel_add_tile(isa, values, w.data.reshape(-1), t[row : row + 1].copy(), one)
+        np.testing.assert_array_equal(one[0], out[row])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", [1, 7, 8, 64, 576, 577])
 def test_rms_norm(isa: str, size: int) -> None:
     rng = np.random.default_rng(size)

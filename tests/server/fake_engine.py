@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sixfold.engine.limits import Limits
 from sixfold.engine.stats import EngineStats
-from sixfold.errors import ContextLengthError, EngineDeadError, InvalidRequestError, OverloadedError
+from sixfold.errors import ContextLengthError, EngineDeadError, InvalidRequestError, ModelNotFoundError, OverloadedError
 from sixfold.types import CompletionOutput, PositionLogprobs, RequestOutput, ReuseContext, SamplingParams, TokenLogprob
 
 BOS, EOS = 256, 257
@@ -126,6 +127,8 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.calls: list[tuple[list[int], SamplingParams, int]] = []
         self.salts: list[str | None] = []
+        self.adapters: dict[str, Path] = {}
+        self.loras: list[str | None] = []
         self.resets = 0
         self.cached_tokens: int | None = 2
         self._ids = itertools.count()
@@ -135,6 +138,14 @@ class FakeEngine:
 
     async def prepare(self, params: SamplingParams) -> None:
         pass
+
+    def load_lora(self, name: str, path: Path) -> None:
+        self.adapters[name] = path
+
+    def unload_lora(self, name: str) -> None:
+        if name not in self.adapters:
+            raise ModelNotFoundError(f"No adapter {name!r} is loaded", remedy="Nothing is to be unloaded")
+        del self.adapters[name]
 
     def validate(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         if not prompt_ids:
@@ -158,6 +169,7 @@ class FakeEngine:
         prompt: str | None = None,
         cache_salt: str | None = None,
         reuse_context: ReuseContext | bool | None = None,
+        lora: str | None = None,
     ) -> FakeStream:
         self.validate(prompt_ids, params)
         if self.dead:
@@ -166,6 +178,7 @@ class FakeEngine:
             raise OverloadedError("The queue is full", remedy="Try again later")
         self.calls.append((list(prompt_ids), params, priority))
         self.salts.append(cache_salt)
+        self.loras.append(lora)
         request_id = request_id or f"fake-{next(self._ids)}"
         self.running.add(request_id)
         return FakeStream(self, request_id, self._script(request_id, tuple(prompt_ids), params, prompt))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from sixfold.cli import console
+from sixfold.cli.bench import decode_lora
 from sixfold.cli.bench.loading import load, of
 from sixfold.cli.bench.output import Output, finish, percent
 from sixfold.cli.options import AcceptLicense, Isa, Json, KVFormat, KVMemory, Model, Threads
@@ -28,7 +29,7 @@ class Load(NamedTuple):
 
 def decode(
     model: Model,
-    section: Annotated[str | None, typer.Option(metavar="NAME", help="structured; default: all.")] = None,
+    section: Annotated[str | None, typer.Option(metavar="NAME", help="structured, lora; default: all.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests that begin together.")] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=4, help="Tokens each request generates.")] = 128,
@@ -41,12 +42,13 @@ def decode(
     json: Json = False,
     output: Output = None,
 ) -> None:
-    """What structured output costs a step, and what forced tokens save."""
+    """What structured output costs a step and what forced tokens save; what LoRA adapters cost."""
     if section is not None and section not in SECTIONS:
         raise typer.BadParameter(f"{section!r} is none of {', '.join(SECTIONS)}", param_hint="--section")
     chosen = SECTIONS if section is None else {section: SECTIONS[section]}
     bench = load(
-        model, accept_license, threads=threads, isa=isa, kv_memory=kv_memory, kv_format=kv_format, max_num_seqs=batch
+        model, accept_license, threads=threads, isa=isa, kv_memory=kv_memory, kv_format=kv_format, max_num_seqs=batch,
+        max_loras=decode_lora.slots(batch),
     )  # fmt: skip
     work = Load(prompt_tokens, batch, new_tokens, repeats)
     found = {name: measure(bench, work) for name, (measure, _) in chosen.items()}
@@ -80,4 +82,5 @@ def _show_structured(found: dict[str, Any]) -> None:
 
 SECTIONS: dict[str, tuple[Callable[[Bench, Load], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "structured": (_structured, _show_structured),
+    "lora": (decode_lora.measure, decode_lora.show),
 }
