@@ -77,6 +77,14 @@ class EngineStatsView(Protocol):
     @property
     def recomputed_tokens(self) -> int: ...
     @property
+    def speculates(self) -> bool: ...
+    @property
+    def drafts(self) -> int: ...
+    @property
+    def drafted_tokens(self) -> int: ...
+    @property
+    def accepted_tokens(self) -> int: ...
+    @property
     def tier(self) -> Mapping[str, TierView] | None: ...
     @property
     def kv_usage(self) -> float: ...
@@ -296,11 +304,22 @@ class Metrics(Collector):
         yield self._counter("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache.", stats.prefix_queries)
         yield self._counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_hits)
         yield from self._kv_memory(stats)
+        if stats.speculates:
+            yield from self._speculation(stats)
         pages = str(stats.kv_pages_total)
         config = {"block_size": str(self._page_size), "num_gpu_blocks": pages, "num_cpu_blocks": pages}
         info = GaugeMetricFamily("vllm:cache_config_info", "The KV cache.", labels=[*self._labels, *config])
         info.add_metric([*self._labels.values(), *config.values()], 1)
         yield info
+
+    def _speculation(self, stats: EngineStatsView) -> Iterator[Metric]:
+        yield self._counter("vllm:spec_decode_num_drafts", "Drafts run.", stats.drafts)
+        yield self._counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted.", stats.drafted_tokens)
+        yield self._counter("vllm:spec_decode_num_accepted_tokens", "Those that came true.", stats.accepted_tokens)
+        yield self._gauge(
+            "sixfold:spec_decode_mean_accepted_length", "Drafted tokens that came true, a draft.",
+            stats.accepted_tokens / max(stats.drafts, 1),
+        )  # fmt: skip
 
     def _kv_memory(self, stats: EngineStatsView) -> Iterator[Metric]:
         yield self._gauge("sixfold:kv_pages_used", "KV pages of sequences.", stats.kv_pages_used)

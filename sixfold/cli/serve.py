@@ -26,6 +26,7 @@ from sixfold.cli.options import (
     PrefixCache,
     Pull,
     ReuseContext,
+    Speculate,
     Template,
     Threads,
 )
@@ -49,6 +50,7 @@ def serve(
     kv_format: KVFormat = None,
     prefix_cache: PrefixCache = None,
     reuse_context: ReuseContext = None,
+    speculate: Speculate = None,
     kv_disk: KVDisk = None,
     kv_disk_size: KVDiskSize = None,
     kv_redis: KVRedis = None,
@@ -75,7 +77,8 @@ def serve(
             "model": model, "max_model_len": max_model_len, "kv_memory": kv_memory,
             "kv_format": kv_format, "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens, "max_queue": max_queue, "threads": threads, "isa": isa,
-            "prefix_cache": prefix_cache, "reuse_context": reuse_context, "kv_disk": kv_disk,
+            "prefix_cache": prefix_cache, "reuse_context": reuse_context, "speculation": speculate,
+            "kv_disk": kv_disk,
             "kv_disk_bytes": kv_disk_size, "kv_redis": kv_redis, "kv_s3": kv_s3,
         },
     )  # fmt: skip
