@@ -7,7 +7,7 @@ from __future__ import annotations
 
 KEEP = 0.99  # how much of what is known outlasts a step
 FIXED_ROWS = 8.0  # a step is taken to cost as much as its rows and these, until steps of different sizes were seen
-DOUBT = 4.0  # rows squared: how far apart sizes must lie to say more than that
+DOUBT = 0.5  # rows squared: how far apart sizes must lie to say more than that
 
 
 class StepCost:
@@ -16,7 +16,8 @@ class StepCost:
 
     def add(self, rows: int, seconds: float) -> None:
         if self._weight:
-            seconds = min(seconds, 3 * self._at(rows))  # somebody else had the machine
+            most = max(self._at(rows), rows * self._seconds / self._rows)
+            seconds = min(seconds, 3 * most)  # somebody else had the machine
         self._weight = self._weight * KEEP + 1.0
         self._rows = self._rows * KEEP + rows
         self._seconds = self._seconds * KEEP + seconds
