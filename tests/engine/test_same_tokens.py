@@ -68,7 +68,7 @@ class Oracle:
         answers = self._wanted[int(sequence.request.id)][1]  # type: ignore[index]
         at = sequence.num_generated
         known = answers[sequence.index][1][at : at + count]
-        return Draft(tuple(token + ((at + i) % 5 == 4) for i, token in enumerate(known)), 20)
+        return Draft(tuple(abs(token - ((at + i) % 5 == 4)) for i, token in enumerate(known)), 20)
 
 
 def run(engine: EngineCore, prompts: Prompts, arrivals: list[int]) -> list[RequestOutput]:

@@ -70,9 +70,10 @@ def test_who_is_always_wrong_is_hardly_asked() -> None:
     assert core.speculation.accepted == 0
 
 
-def test_nobody_is_drafted_for_when_a_row_costs_a_step() -> None:
-    _, steps, core = generate(PromptLookup(), seconds=float)
-    assert core.speculation.drafted < 20 and steps > 130
+def test_drafting_ends_when_a_row_turns_out_to_cost_a_step() -> None:
+    """A few drafts are needed to learn it; they were right, so they cost nothing."""
+    _, steps, core = generate(PromptLookup(), tokens=900, seconds=float)
+    assert core.speculation.drafted < 180 and steps > 720
 
 
 def test_the_cost_of_a_row_is_learnt() -> None:
