@@ -12,6 +12,7 @@ DOUBT = 0.5  # rows squared: how far apart sizes must lie to say more than that
 
 class StepCost:
     def __init__(self) -> None:
+        self._fixed = FIXED_ROWS  # as it was last seen
         self._weight = self._rows = self._seconds = self._rows2 = self._both = 0.0
 
     def add(self, rows: int, seconds: float) -> None:
@@ -23,6 +24,9 @@ class StepCost:
         self._seconds = self._seconds * KEEP + seconds
         self._rows2 = self._rows2 * KEEP + rows * rows
         self._both = self._both * KEEP + rows * seconds
+        mean = self._rows / self._weight
+        if self._rows2 / self._weight - mean * mean > 1.0:  # sizes differ: kept for when they do not any more
+            self._fixed = max(self._seconds / self._weight / self._slope() - mean, 0.0)
 
     def share_of_a_row(self, sequences: int) -> float:
         """A row's time, in the time that a step of ``sequences`` rows takes for each of its tokens: 0 to 1."""
@@ -39,6 +43,6 @@ class StepCost:
         mean_rows, mean_seconds = self._rows / self._weight, self._seconds / self._weight
         spread = max(self._rows2 / self._weight - mean_rows * mean_rows, 0.0)
         together = self._both / self._weight - mean_rows * mean_seconds
-        assumed = mean_seconds / (mean_rows + FIXED_ROWS)
+        assumed = mean_seconds / (mean_rows + self._fixed)
         measured = (together + DOUBT * assumed) / (spread + DOUBT)
         return min(max(measured, 0.1 * assumed), mean_seconds / mean_rows)
