@@ -71,6 +71,7 @@ class EngineConfig:
     reuse_context: str = "off"  # of text known from elsewhere, an approximation: off, on, or the share computed again
     lora: Mapping[str, str] = field(default_factory=dict)  # LoRA adapters, name to directory; in text: a=path,b=path
     max_loras: int = 8  # adapters in memory, and in one step; others are read when they are asked for
+    speculation: str = "off"  # who drafts tokens, so that a step may yield several: off, prompt-lookup
     prefix_cache: bool = True  # requests begin with the KV pages of those that began with the same tokens
 
     def __post_init__(self) -> None:
@@ -82,6 +83,10 @@ class EngineConfig:
         if self.isa not in ("auto", "scalar", "avx2", "avx512", "avx512bf16"):
             raise ConfigError(
                 f"isa={self.isa!r} is unknown", remedy="Use auto, scalar, avx2, avx512 or avx512bf16", param="isa"
+            )
+        if self.speculation not in ("off", "prompt-lookup"):
+            raise ConfigError(
+                f"speculation={self.speculation!r} is unknown", remedy="Use off or prompt-lookup", param="speculation"
             )
         if self.reuse and not self.prefix_cache:
             raise ConfigError(

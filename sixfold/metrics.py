@@ -98,6 +98,14 @@ class EngineStatsView(Protocol):
     @property
     def recomputed_tokens(self) -> int: ...
     @property
+    def speculates(self) -> bool: ...
+    @property
+    def drafts(self) -> int: ...
+    @property
+    def drafted_tokens(self) -> int: ...
+    @property
+    def accepted_tokens(self) -> int: ...
+    @property
     def tier(self) -> Mapping[str, TierView] | None: ...
     @property
     def lora(self) -> AdaptersView: ...
@@ -320,6 +328,8 @@ class Metrics(Collector):
         yield self._counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_hits)
         yield from self._kv_memory(stats)
         yield from self._adapters(stats.lora)
+        if stats.speculates:
+            yield from self._speculation(stats)
         pages = str(stats.kv_pages_total)
         config = {"block_size": str(self._page_size), "num_gpu_blocks": pages, "num_cpu_blocks": pages}
         yield self._info("vllm:cache_config_info", "The KV cache.", config)
@@ -335,6 +345,15 @@ class Metrics(Collector):
         yield self._gauge("sixfold:lora_resident_bytes", "Memory of those.", lora.bytes)
         yield self._counter("sixfold:lora_loads", "LoRA adapters brought into memory.", lora.loads)
         yield self._counter("sixfold:lora_evictions", "LoRA adapters pushed out by others.", lora.evictions)
+
+    def _speculation(self, stats: EngineStatsView) -> Iterator[Metric]:
+        yield self._counter("vllm:spec_decode_num_drafts", "Drafts run.", stats.drafts)
+        yield self._counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted.", stats.drafted_tokens)
+        yield self._counter("vllm:spec_decode_num_accepted_tokens", "Those that came true.", stats.accepted_tokens)
+        yield self._gauge(
+            "sixfold:spec_decode_mean_accepted_length", "Drafted tokens that came true, a draft.",
+            stats.accepted_tokens / max(stats.drafts, 1),
+        )  # fmt: skip
 
     def _kv_memory(self, stats: EngineStatsView) -> Iterator[Metric]:
         yield self._gauge("sixfold:kv_pages_used", "KV pages of sequences.", stats.kv_pages_used)

@@ -22,7 +22,6 @@ from sixfold.cli.timing import Report
 from sixfold.engine.loader import LoadedEngine
 from sixfold.engine.runner import Runner
 from sixfold.engine.scheduler import Schedule
-from sixfold.engine.sequence import Sequence as Running
 from sixfold.runtime.batch import Float32
 from sixfold.types import RequestOutput, ReuseContext, SamplingParams
 
@@ -36,9 +35,9 @@ class LastRows(Runner):
     wanted = 0  # positions before the end of a prompt
     rows: list[Float32]
 
-    def sampling_logits(self, schedule: Schedule) -> tuple[list[Running], Float32]:
+    def sampling_logits(self, schedule: Schedule) -> Float32:
         base = 0
-        for sequence, start, count, _ in schedule.rows:
+        for sequence, start, count, *_ in schedule.rows:
             first = max(start, sequence.prompt_length - self.wanted)
             if self.wanted and first < start + count:
                 self.rows.append(self._logits(range(base + first - start, base + count)).copy())

@@ -106,6 +106,10 @@ ReuseContext = Annotated[
         help="Reuse text known from elsewhere, an approximation: off, on, or the share computed again.  [default: off]",
     ),
 ]
+Speculate = Annotated[
+    str | None,
+    typer.Option("--speculate", metavar="DRAFTER", help="Draft tokens, exactly: off, prompt-lookup.  [default: off]"),
+]
 PrefixCache = Annotated[
     bool | None,
     typer.Option(

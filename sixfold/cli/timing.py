@@ -113,6 +113,21 @@ class Bench:
             "decode_tokens_per_second": statistics.median(decode),
         }
 
+    def answers(self, prompts: list[list[int]], params: list[SamplingParams]) -> tuple[list[RequestOutput], float]:
+        """Finished answers of requests that begin together, and the seconds from the last first token to the end."""
+        self._watch.reset()
+        began = time.monotonic()
+        outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], params)
+        return outputs, time.monotonic() - began - max(self._watch.first)
+
+    def chat_prompt(self, message: str, answer: str) -> list[int]:
+        """A user's message and the beginning of the answer, as tokens."""
+        template, tokenizer = self._llm.chat_template, self._llm.tokenizer
+        text = message + "\n\n" + answer
+        if template is not None:
+            text = template.render([{"role": "user", "content": message}], add_generation_prompt=True) + answer
+        return tokenizer.encode_chat(text)
+
     def throughput(
         self, requests: int, prompts: tuple[int, int], answers: tuple[int, int], seed: int, report: Report
     ) -> dict[str, Any]:

@@ -56,17 +56,22 @@ class Completion:
         self.first_token: float | None = None
         self.last_token = 0.0
 
-    def advance(self, drawn: Sampled) -> CompletionOutput:
-        """Appends a token, and those that are sure to follow it: the delta they make. Sets the sequence's finish reason
-        if it ends here."""
+    def advance(self, drawn: List[Sampled]) -> CompletionOutput:
+        """Appends tokens, at least one, and those that are sure to follow: the delta they make. Sets the sequence's
+        finish reason if it ends here; what would come after the end is dropped."""
         sequence = self.sequence
-        text = self._append(drawn.token_id)
-        tokens = [drawn]
+        text = ""
+        tokens: list[Sampled] = []
+        for token in drawn:
+            text += self._append(token.token_id)
+            tokens.append(token)
+            if sequence.finish_reason is not None:
+                break
         if sequence.constraint is not None:
             while sequence.finish_reason is None and (forced := sequence.constraint.forced) is not None:
                 tokens.append(_certain(forced, sequence.params.logprobs))
                 text += self._append(forced)
-        logprobs = None if drawn.logprob is None else tuple(position_logprobs(t, self._decoder) for t in tokens)
+        logprobs = None if tokens[0].logprob is None else tuple(position_logprobs(t, self._decoder) for t in tokens)
         ids = tuple([token.token_id for token in tokens])
         return CompletionOutput(sequence.index, text, ids, logprobs, sequence.finish_reason, sequence.stop_reason)
 

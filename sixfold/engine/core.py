@@ -27,10 +27,12 @@ from sixfold.engine.prefix_cache import NoPrefixCache, PrefixCache, Prefixes
 from sixfold.engine.prefix_key import PrefixRoot
 from sixfold.engine.request_rules import RequestRules
 from sixfold.engine.runner import Runner
-from sixfold.engine.sampler import Sampled, Sampler, SamplingFailure
+from sixfold.engine.sampler import Sampled, Sampler, SamplingFailure, SamplingRow
 from sixfold.engine.scheduler import Schedule, Scheduler
-from sixfold.engine.sequence import Request, Sequence, Status, choices
+from sixfold.engine.sequence import Request, Status, choices
+from sixfold.engine.speculation import NoSpeculation, Speculation
 from sixfold.engine.stats import EngineStats, StepRecord, Totals
+from sixfold.engine.verification import drawn_positions, holding
 from sixfold.errors import InvalidRequestError, SixfoldError
 from sixfold.runtime.batch import ANYWHERE, Executor
 from sixfold.runtime.native import usable_cores
@@ -60,12 +62,13 @@ class EngineCore:
         prefix_root: PrefixRoot | None = None,
         tier: Tier | None = None,
         reuse: ReuseContext | None = None,
+        speculation: Speculation | NoSpeculation | None = None,
         listener: StepListener | None = None,
         adapters: Adapters | None = None,
     ) -> None:
         """``prefix_root``: what all cached prefixes of this engine depend on; None: nothing is cached. ``tier``: where
         they go when memory is short, and come back from. ``reuse``: of context beyond prefixes, for requests that do
-        not say. ``adapters``: None: the engine takes none."""
+        not say. ``speculation``: who drafts tokens, if anybody. ``adapters``: None: the engine takes none."""
         self.cache = KVCache(executor.num_pages)
         self.prefixes = _prefixes(self.cache, executor, prefix_root, tier)
         self.grammars = Grammars(tokenizer, executor.vocab_size)
@@ -75,9 +78,10 @@ class EngineCore:
             reuse=reuse, can_reuse=executor.resumption == ANYWHERE,
         )  # fmt: skip
         self.adapters = adapters or Adapters.none(executor)
+        self.speculation = speculation or NoSpeculation()
         self.scheduler = Scheduler(
             self.cache, self.prefixes, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
-            adapters=self.adapters,
+            adapters=self.adapters, speculation=self.speculation,
         )  # fmt: skip
         self.approximations: tuple[str, ...] = executor.approximations  # what makes tokens differ from the plain path
         self.runner = Runner(executor)
@@ -123,17 +127,19 @@ class EngineCore:
         record.allocation = self.scheduler.allocation
         self._mark_started(schedule, record)
         try:
-            masks = self.masks.begin([row.sequence.constraint for row in schedule.rows if row.samples])
+            positions = _drawn(schedule)
+            masks = self.masks.begin([position.constraint for position in positions])
             self.runner.forward(schedule)
             self._score_prompts(schedule)
-            sequences, logits = self.runner.sampling_logits(schedule)
-            drawn = self.sampler.sample(sequences, logits, masks.result())
+            logits = self.runner.sampling_logits(schedule)
+            drawn = self.sampler.sample(positions, logits, masks.result())
         except Exception as error:
             log.exception("A step failed; the %d sequences in it end with an error", len(schedule.rows))
             outputs = self._fail(schedule, error)
         else:
             self.scheduler.update(schedule)
-            outputs = self._extend(sequences, drawn, record)
+            outputs = self._extend(schedule, drawn, record)
+            self.speculation.stepped(schedule.rows, time.monotonic() - record.began)
         self._publish(record)
         return outputs
 
@@ -187,25 +193,30 @@ class EngineCore:
             sequence.prompt_logprobs += self.sampler.score(logits, targets, sequence.params.prompt_logprobs or 0)
 
     def _extend(
-        self, sequences: List[Sequence], drawn: List[Sampled | SamplingFailure], record: StepRecord
+        self, schedule: Schedule, drawn: List[Sampled | SamplingFailure], record: StepRecord
     ) -> list[RequestOutput]:
-        """Appends the sampled tokens; what goes wrong with one request ends that request only."""
+        """Appends the sampled tokens that hold; what goes wrong with one request ends that request only."""
         now = time.monotonic()
+        left = iter(drawn)
         advanced: dict[Answer, list[CompletionOutput]] = {}
         failed: dict[Answer, Exception] = {}
-        for sequence, token in zip(sequences, drawn, strict=True):
+        for row in schedule.rows:
+            if not row.samples:
+                continue
+            sequence = row.sequence
             answer = self._answers[sequence.request.id]
             completion = answer.completions[sequence.index]
             deltas = advanced.setdefault(answer, [])
             try:
-                if isinstance(token, SamplingFailure):
-                    raise token.error
-                delta = completion.advance(token)
+                delta = completion.advance(holding(left, row.drafts))
                 deltas.append(delta)
             except Exception as error:
                 failed[answer] = error
                 continue
-            record.advanced(completion, len(delta.token_ids), now)
+            accepted = len(delta.token_ids) - 1 if row.drafts else 0
+            if row.drafts:
+                self.scheduler.accept(row, accepted)
+            record.advanced(completion, len(delta.token_ids), accepted, now)
             if sequence.finish_reason is not None:
                 self._finish(answer, completion, now)
         return [self._output(answer, deltas, failed.get(answer)) for answer, deltas in advanced.items()]
@@ -248,6 +259,17 @@ class EngineCore:
         self.prefixes.stepped(record.tokens, now - record.began)
         if self.listener is not None:
             _tell(self.listener.on_step, record.stats(self.cache, self.scheduler, now))
+
+
+def _drawn(schedule: Schedule) -> list[SamplingRow]:
+    """The positions that get a token in this step."""
+    positions: list[SamplingRow] = []
+    for row in schedule.rows:
+        if row.drafts:
+            positions += drawn_positions(row.sequence, row.drafts)
+        elif row.samples:
+            positions.append(row.sequence)
+    return positions
 
 
 def _prefixes(cache: KVCache, executor: Executor, root: PrefixRoot | None, tier: Tier | None) -> Prefixes:

@@ -23,6 +23,7 @@ from sixfold.engine.kv_cache import pages_for
 from sixfold.engine.lora import Adapters, Content
 from sixfold.engine.memory import free_memory
 from sixfold.engine.prefix_key import PrefixRoot
+from sixfold.engine.speculation import speculation
 from sixfold.engine.tokenizer import Tokenizer
 from sixfold.errors import ConfigError
 from sixfold.runtime.kv_format import exact_bytes, layer_formats, page_bytes
@@ -69,6 +70,7 @@ def load_engine(config: EngineConfig, listener: StepListener | None = None) -> L
         prefix_root=_prefix_root(model.digest, executor) if config.prefix_cache else None,
         tier=open_tier(disk=config.kv_disk, disk_bytes=config.kv_disk_bytes, redis=config.kv_redis, s3=config.kv_s3),
         reuse=ReuseContext.parse(config.reuse),
+        speculation=speculation(config.speculation),
         listener=listener,
         adapters=adapters,
     )

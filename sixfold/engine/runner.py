@@ -29,17 +29,15 @@ class Runner:
                 self.executor.move_tokens(table)
         self.executor.forward(_batch(schedule))
 
-    def sampling_logits(self, schedule: Schedule) -> tuple[list[Sequence], Float32]:
-        """The sequences that get a token in this step and their logits [R, vocab], valid until the next call."""
-        sequences = []
-        rows = []
+    def sampling_logits(self, schedule: Schedule) -> Float32:
+        """Logits [R, vocab] of the last token of each row that samples, and of its drafts, until the next call."""
+        rows: list[int] = []
         end = 0
         for row in schedule.rows:
-            end += row.count
+            end += row.run
             if row.samples:
-                sequences.append(row.sequence)
-                rows.append(end - 1)
-        return sequences, self._logits(rows)
+                rows += range(end - 1 - len(row.drafts), end)
+        return self._logits(rows)
 
     def prompt_logits(self, schedule: Schedule) -> Iterator[tuple[Sequence, int, Float32]]:
         """(sequence, position, logits [R, vocab]) for prompt rows to be scored: row i predicts position + i."""
@@ -53,7 +51,7 @@ class Runner:
                     stop = min(position + PROMPT_SCORE_ROWS, last + 1)
                     at = base - row.start - 1
                     yield sequence, position, self._logits(range(at + position, at + stop))
-            base += row.count
+            base += row.run
 
     def _logits(self, rows: list[int] | range) -> Float32:
         if not rows:
@@ -69,12 +67,13 @@ def _batch(schedule: Schedule) -> Batch:
     offsets = [0]
     adapters: list[int] = []
     end = 0
-    for sequence, start, count, _ in schedule.rows:
+    for sequence, start, count, _, drafts in schedule.rows:
         table = sequence.table.pages
         end += len(table)
         tokens += sequence.token_ids[start : start + count]
+        tokens += drafts
         starts.append(start)
-        counts.append(count)
+        counts.append(count + len(drafts))
         tables.append(table)
         offsets.append(end)
         adapters.append(sequence.adapter_slot)

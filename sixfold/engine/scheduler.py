@@ -25,6 +25,7 @@ from sixfold.engine.kv_cache import Copy, KVCache, pages_for
 from sixfold.engine.kv_waste import Allocation
 from sixfold.engine.prefix_cache import Beginning, NoPrefixCache, Prefixes
 from sixfold.engine.sequence import PROMPT_SCORE_ROWS, Sequence, Status
+from sixfold.engine.speculation import NoSpeculation, Speculation
 from sixfold.runtime.batch import PAGE_SIZE
 
 
@@ -35,6 +36,12 @@ class ScheduledRow(NamedTuple):
     start: int
     count: int  # type: ignore[assignment]  # tuple's method of this name is not missed
     samples: bool  # the last token is the sequence's last: its logits choose the next token
+    drafts: tuple[int, ...] = ()  # run after it; their logits choose those after the next, as far as they come true
+
+    @property
+    def run(self) -> int:
+        """Tokens, drafted ones among them."""
+        return self.count + len(self.drafts)
 
 
 class Schedule(NamedTuple):
@@ -51,10 +58,12 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         adapters: AdapterSlots | None = None,
+        speculation: Speculation | NoSpeculation | None = None,
     ) -> None:
         self.cache = cache
         self.adapters = adapters or NoAdapters()
         self.prefixes = prefixes or NoPrefixCache()
+        self.speculation = speculation or NoSpeculation()
         self.budget = max_num_batched_tokens
         self.seats = min(max_num_seqs, max_num_batched_tokens)  # so that each running sequence gets its token
         self.watermark = max(1, cache.num_pages // 100)  # pages kept for growth when one more is admitted
@@ -89,12 +98,25 @@ class Scheduler:
     def update(self, schedule: Schedule) -> None:
         """The step has run: its tokens are in the KV pages."""
         ran = 0
-        for sequence, start, count, _ in schedule.rows:
+        for sequence, start, count, *_ in schedule.rows:
             sequence.advance(start + count)
             ran += count
             if (start + count) % PAGE_SIZE < count:  # a page has filled
                 self.prefixes.filled(sequence)
         self.computed += ran
+
+    def accept(self, row: ScheduledRow, accepted: int) -> None:
+        """So many of the row's drafts came true, and are among the sequence's tokens now: their KV counts.
+
+        That of the others lies beyond ``num_computed``, where the next step writes over it.
+        """
+        sequence = row.sequence
+        end = sequence.num_computed + accepted
+        sequence.advance(end)
+        self.computed += accepted
+        if end % PAGE_SIZE < accepted:  # a page has filled
+            self.prefixes.filled(sequence)
+        self.speculation.verified(sequence, len(row.drafts), accepted)
 
     def fail(self, schedule: Schedule) -> None:
         """The step broke off: what its sequences' pages hold is not known, so none of it will be kept."""
@@ -121,16 +143,27 @@ class Scheduler:
         """
         rows: list[ScheduledRow] = []
         budget = self.budget
+        drafts = self.speculation.propose(self.running, (budget - len(self.running)) // 2)
         at = 0
         while at < len(self.running):
             sequence = self.running[at]
-            new = _rows(sequence, budget - (len(self.running) - at - 1))
+            room = budget - (len(self.running) - at - 1)
+            new = _rows(sequence, room)
+            if sequence in drafts:
+                new[-1] = self._drafted(new[-1], drafts[sequence][: room - 1], copies)
             if not self._grow(sequence, new, copies):
                 break
             rows += new
-            budget -= sum(row.count for row in new)
+            budget -= sum(row.run for row in new)
             at += 1
         return rows, budget
+
+    def _drafted(self, row: ScheduledRow, drafts: tuple[int, ...], copies: list[Copy]) -> ScheduledRow:
+        """The row with drafts, if there are pages for them: nobody is preempted for a guess."""
+        sequence, end = row.sequence, row.start + row.count + len(drafts)
+        if not self.cache.append(sequence.table, row.start, end, copies):
+            return row
+        return row._replace(drafts=drafts)
 
     def _grow(self, sequence: Sequence, rows: list[ScheduledRow], copies: list[Copy]) -> bool:
         """Gets pages for its rows, from the least urgent if need be; False if that is itself."""

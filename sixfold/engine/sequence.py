@@ -42,6 +42,7 @@ class Request:
     constrain: Callable[[], TokenConstraint] | None = None  # makes one for each choice
     reuse: ReuseContext | None = None  # of context that is not a prefix, an approximation; None: exact
     lora: Adapter | None = None  # what changes the model for it
+    speculation: bool = True  # tokens may be drafted, if the engine does; it changes no token
 
 
 class Status(enum.Enum):
@@ -84,6 +85,8 @@ class Sequence:
     prompt_logprobs: list[Sampled | None] | None = None  # choice 0 only; grows with the prefill
     adapter_slot: int = NO_SLOT  # where its adapter is while it runs
     sampler_state: Any = None  # whatever the sampler wants to keep with the sequence
+    speculation_state: Any = None  # the same of the speculation
+    drafter_state: Any = None  # and of its drafter
     constraint: TokenConstraint | None = None  # what must be followed beside the parameters; told of every token
 
     @property
@@ -130,6 +133,15 @@ class Sequence:
             yield start, piece
             count -= piece
             start = end
+
+    @property
+    def draft_room(self) -> int:
+        """How many tokens may be drafted: the one after them is drawn as well."""
+        request = self.request
+        decodes = self.num_computed == len(self.token_ids) - 1
+        if not (decodes and request.speculation) or self.constraint is not None:
+            return 0
+        return request.max_tokens - self.num_generated - 1
 
     @property
     def forbidden_ids(self) -> frozenset[int]:

@@ -54,6 +54,10 @@ class EngineStats:
     foreseen_tokens: int = 0  # of them, before a request asked
     reused_tokens: int = 0  # whose KV came from elsewhere in other prompts
     recomputed_tokens: int = 0  # found there, and computed all the same
+    speculates: bool = False  # tokens are drafted; totals
+    drafts: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of the drafted ones
     tier: dict[str, TierCounts] | None = None  # by place; None: there is none
     lora: AdapterCounts = NO_ADAPTERS
 
@@ -70,6 +74,7 @@ class EngineStats:
         cls, scheduler: Scheduler, totals: Totals, waste: WasteMeter, requests: int, lora: AdapterCounts
     ) -> EngineStats:
         counts, prefixes = scheduler.cache.counts(), scheduler.prefixes
+        speculation = scheduler.speculation
         return cls(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -96,6 +101,10 @@ class EngineStats:
             foreseen_tokens=prefixes.foreseen_tokens,
             reused_tokens=prefixes.reused,
             recomputed_tokens=prefixes.recomputed,
+            speculates=speculation.on,
+            drafts=speculation.drafts,
+            drafted_tokens=speculation.drafted,
+            accepted_tokens=speculation.accepted,
             tier=prefixes.tier,
             lora=lora,
         )
@@ -113,10 +122,14 @@ class StepRecord:
     first_token: list[float] = field(default_factory=list)
     inter_token: list[float] = field(default_factory=list)
     jumped: int = 0  # tokens that were appended beside a sampled one
+    accepted: int = 0  # drafted tokens that came true
 
-    def advanced(self, completion: Completion, tokens: int, now: float) -> None:
-        """A choice got its next token, and more that came with it: those have no latency of their own."""
-        self.jumped += tokens - 1
+    def advanced(self, completion: Completion, tokens: int, accepted: int, now: float) -> None:
+        """A choice got its next token, and more that came with it, ``accepted`` of them drafted: those have no latency
+        of their own."""
+        self.jumped += tokens - 1 - accepted
+        self.accepted += accepted
+        self.tokens += accepted  # their KV stays
         if completion.first_token is None:
             completion.first_token = now
             self.first_token.append(now - completion.sequence.request.arrival)
@@ -134,7 +147,7 @@ class StepRecord:
 
     @property
     def generated(self) -> int:
-        return len(self.first_token) + len(self.inter_token) + self.jumped
+        return len(self.first_token) + len(self.inter_token) + self.jumped + self.accepted
 
     def stats(self, cache: KVCache, scheduler: Scheduler, now: float) -> StepStats:
         return StepStats(

@@ -19,6 +19,9 @@ from sixfold.compile import Plan, build
 from sixfold.engine.collect import Collector
 from sixfold.engine.core import EngineCore
 from sixfold.engine.prefix_key import PrefixRoot
+from sixfold.engine.prompt_lookup import Draft, PromptLookup
+from sixfold.engine.sequence import Sequence
+from sixfold.engine.speculation import Drafter, Speculation
 from sixfold.runtime.native import NativeExecutor
 from sixfold.types import RequestOutput, SamplingParams
 from sixfold.weights.model_file import ModelFile, open_model
@@ -43,8 +46,9 @@ def centres(plan: Plan) -> np.ndarray:
 
 
 def core(
-    subject: Subject, *, threads: int = 1, pages: int = 400, budget: int = 512, seqs: int = 64, cached: bool = False
-) -> EngineCore:
+    subject: Subject, *, threads: int = 1, pages: int = 400, budget: int = 512, seqs: int = 64, cached: bool = False,
+    drafter: Drafter | None = None,
+) -> EngineCore:  # fmt: skip
     plan, kv_format = subject
     executor = NativeExecutor(
         plan, num_pages=pages, max_tokens=budget, threads=threads, kv_format=kv_format, key_centres=centres(plan),
@@ -53,7 +57,29 @@ def core(
     return EngineCore(
         executor, FakeTokenizer(), max_model_len=min(plan.context, 2048), max_num_seqs=seqs,
         max_num_batched_tokens=budget, prefix_root=PrefixRoot("plan") if cached else None,
+        speculation=None if drafter is None else Rash(drafter),
     )  # fmt: skip
+
+
+class Rash(Speculation):
+    """Drafts whatever it can, whether it pays or not."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        super().__init__(drafter)
+        self._cost.share_of_a_row = lambda sequences: 0.0  # type: ignore[method-assign]
+
+
+class Oracle:
+    """A drafter that knows what comes, and is wrong at every fifth position all the same."""
+
+    def __init__(self, wanted: list[object]) -> None:
+        self._wanted = wanted
+
+    def propose(self, sequence: Sequence, count: int, /) -> Draft:
+        answers = self._wanted[int(sequence.request.id)][1]  # type: ignore[index]
+        at = sequence.num_generated
+        known = answers[sequence.index][1][at : at + count]
+        return Draft(tuple(abs(token - ((at + i) % 5 == 4)) for i, token in enumerate(known)), 20)
 
 
 def run(engine: EngineCore, prompts: Prompts, arrivals: list[int]) -> list[RequestOutput]:
@@ -150,6 +176,7 @@ def test_batches_chunks_threads_and_preemption_change_no_bit(
         budget=data.draw(st.sampled_from([1, 5, 16, 33, 512])),
         seqs=data.draw(st.sampled_from([1, 3, 64])),
         cached=data.draw(st.booleans()),
+        drafter=data.draw(st.sampled_from([None, PromptLookup(), Oracle(wanted)])),
     )
     got = [essence(output) for output in run(engine, prompts, arrivals)]
     assert got == wanted
@@ -267,3 +294,30 @@ def test_long_contexts_split_the_same_way_in_decode_and_prefill(subject: Subject
     assert prefilled.prompt_logprobs is not None
     decoded = [entry.chosen.logprob for entry in whole.outputs[0].logprobs[:-1]]
     assert decoded == [entry.chosen.logprob for entry in prefilled.prompt_logprobs[200:] if entry is not None]
+
+
+@pytest.mark.parametrize("kv_format", ["f16", "int8", "int4"])
+def test_drafts_that_come_true_and_others_change_no_bit(
+    kv_format: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Past several blocks of int4's float16 pages; greedy and sampled, with everything that looks back."""
+    with open_model(write_gguf("llama-wide", tmp_path_factory.mktemp("m") / "m.gguf", "Q4_0")) as model:
+        subject = Subject(build(model, cache=False), kv_format)
+    rng = random.Random(5)
+    prompts: Prompts = [
+        (
+            [rng.randrange(250) for _ in range(rng.randrange(1, 150))],
+            SamplingParams(
+                temperature=0.9 * (i % 2), max_tokens=100, logprobs=2 if i % 3 else None, ignore_eos=i % 4 > 0,
+                min_tokens=20, frequency_penalty=0.5 * (i == 3), dry_multiplier=0.8 * (i == 5), logit_bias={7: 3.0},
+            ),
+        )
+        for i in range(8)
+    ]  # fmt: skip
+    wanted = alone(subject, prompts)
+    engine = core(subject, threads=2, budget=64, drafter=Oracle(wanted))
+    got = run(engine, prompts, [i // 2 for i in range(8)])
+    assert [essence(output) for output in got] == wanted
+    counts = engine.speculation
+    assert 100 < counts.accepted < counts.drafted
+    assert engine.totals.steps < 150

@@ -29,7 +29,9 @@ class Load(NamedTuple):
 
 def decode(
     model: Model,
-    section: Annotated[str | None, typer.Option(metavar="NAME", help="structured, lora; default: all.")] = None,
+    section: Annotated[
+        str | None, typer.Option(metavar="NAME", help="structured, speculation, lora; default: all.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests that begin together.")] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=4, help="Tokens each request generates.")] = 128,
@@ -42,7 +44,7 @@ def decode(
     json: Json = False,
     output: Output = None,
 ) -> None:
-    """What structured output costs a step and what forced tokens save; what LoRA adapters cost."""
+    """What structured output costs a step, what forced and drafted tokens save, and what LoRA adapters cost."""
     if section is not None and section not in SECTIONS:
         raise typer.BadParameter(f"{section!r} is none of {', '.join(SECTIONS)}", param_hint="--section")
     chosen = SECTIONS if section is None else {section: SECTIONS[section]}
@@ -80,7 +82,37 @@ def _show_structured(found: dict[str, Any]) -> None:
     )
 
 
+def _speculation(bench: Bench, work: Load) -> dict[str, Any]:
+    from sixfold.cli.speculation_gain import measure
+
+    with console.steps("Speculation", work.repeats) as report:
+        return measure(bench, work.batch, work.new_tokens, work.repeats, report)
+
+
+def _show_speculation(found: dict[str, Any]) -> None:
+    console.table(
+        f"Prompt lookup, {found['new_tokens']} new tokens, medians of {found['repeats']}",
+        ("text", "batch", "plain tokens/s", "drafted", "times", "accepted", "a draft"),
+        [
+            (
+                one["text"],
+                str(one["batch"]),
+                f"{one['plain_tokens_per_second']:.0f}",
+                f"{one['tokens_per_second']:.0f}",
+                f"{one['times_faster']:.2f}",
+                f"{one['accepted_tokens']} of {one['drafted_tokens']}",
+                f"{one['mean_accepted_length']:.1f}",
+            )
+            for one in found["cases"]
+        ],
+        note="All tokens are those of plain decoding."
+        if found["same_tokens"]
+        else "TOKENS DIFFER from plain decoding.",
+    )
+
+
 SECTIONS: dict[str, tuple[Callable[[Bench, Load], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "structured": (_structured, _show_structured),
     "lora": (decode_lora.measure, decode_lora.show),
+    "speculation": (_speculation, _show_speculation),
 }
