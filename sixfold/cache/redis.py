@@ -64,6 +64,7 @@ class RedisStore:
         with _failures():
             try:
                 self._client.exists(self._prefix)
+                self._client.touch(self._prefix)
             except (exceptions.AuthenticationError, exceptions.ResponseError) as error:
                 raise ConfigError(
                     f"{self._where} does not let us in", cause=_said(error),
@@ -86,9 +87,14 @@ class RedisStore:
                 raise Refused(_said(error)) from None
 
     def has(self, name: bytes) -> bool:
-        """It counts as used by that."""
+        """It counts as used by that. Asked before a put, so a refusal is one of the put."""
+        from redis import exceptions
+
         with _failures():
-            return bool(self._client.touch(self._prefix + name))
+            try:
+                return bool(self._client.touch(self._prefix + name))
+            except exceptions.ResponseError as error:  # NOPERM
+                raise Refused(_said(error)) from None
 
     def delete(self, name: bytes) -> None:
         with _failures():

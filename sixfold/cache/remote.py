@@ -35,7 +35,7 @@ class Refused(Exception):
 
 
 class Store(Protocol):
-    """Values under names. Raises nothing but Unreachable, and ``put`` Refused; says no secrets in them."""
+    """Values under names. Raises nothing but Unreachable, and ``put`` and ``has`` Refused; says no secrets in them."""
 
     def check(self) -> None:
         """Raises ConfigError for what will never work."""
@@ -92,7 +92,8 @@ class RemoteCache:
         self._lock = threading.Lock()  # over the counts and what follows
         self._asking, self._writing = Rest(now, shortest_rest), Rest(now, shortest_rest)
         self._noted: OrderedDict[bytes, None] = OrderedDict()  # digests that were there when we last looked
-        self._to_clear = False  # it could not be cleared when it should have been: it holds what must not be found
+        self._clearing = threading.Lock()  # around a clear, for which all who ask wait
+        self._clears_wanted = self._clears_done = 0  # they differ while it is to be cleared
 
     def greet(self) -> None:
         """Asks the place for the first time. Raises ConfigError for what will never work; one that does not answer
@@ -152,7 +153,7 @@ class RemoteCache:
         """What can not be reached now is cleared before it is read again."""
         with self._lock:
             self._noted.clear()
-            self._to_clear = True
+            self._clears_wanted += 1
         self._ask(lambda: True)
 
     def levels(self) -> dict[str, TierCounts]:
@@ -173,9 +174,7 @@ class RemoteCache:
         if not self._asking.over:
             return None
         try:
-            if self._to_clear:
-                self._store.clear()
-                self._to_clear = False
+            self._clear_if_wanted()
             answer = question()
         except Unreachable as error:
             with self._lock:
@@ -185,6 +184,14 @@ class RemoteCache:
             return None
         self._asking.worked()
         return answer
+
+    def _clear_if_wanted(self) -> None:
+        """One that is wanted while another is under way makes one more: that may have passed what came since."""
+        with self._clearing:
+            wanted = self._clears_wanted
+            if wanted != self._clears_done:
+                self._store.clear()
+                self._clears_done = wanted
 
     def _missed(self, key: CacheKey, *, rejected: bool) -> None:
         with self._lock:

@@ -96,6 +96,8 @@ class S3Store:
             self._client.delete_object(Bucket=self._bucket, Key=self._key(name))
 
     def clear(self) -> None:
+        """Deletes all it may, and is Unreachable if something is left: S3 answers 200 to that, with a list."""
+        left: list[dict[str, Any]] = []
         with _failures():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix, PaginationConfig={"PageSize": MOST_AT_ONCE}
@@ -103,7 +105,10 @@ class S3Store:
             for page in pages:
                 found = [{"Key": one["Key"]} for one in page.get("Contents", [])]
                 if found:
-                    self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": found, "Quiet": True})
+                    answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": found, "Quiet": True})
+                    left += answer.get("Errors", [])
+        if left:
+            raise Unreachable(f"{len(left)} objects could not be deleted: {left[0].get('Code', 'unknown')}")
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -196,10 +196,11 @@ class AsyncEngine:
         self._commands.put(lambda: self.core.add(request))
         return RequestStream(self, mailbox)
 
-    async def prepare(self, params: SamplingParams) -> None:
+    async def prepare(self, params: SamplingParams) -> object:
         """Compiles what the parameters demand of the output, off the event loop, so that :meth:`generate` need not
-        wait. Raises InvalidRequestError for a grammar that can not be followed or takes too long."""
-        await self.core.limits.prepare(params)
+        wait as long as the answer is kept. Raises InvalidRequestError for a grammar that can not be followed or takes
+        too long."""
+        return await self.core.limits.prepare(params)
 
     def validate(self, prompt_ids: List[int], params: SamplingParams) -> None:
         """Raises what :meth:`generate` would raise for a request that can never run."""

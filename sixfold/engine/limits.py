@@ -78,10 +78,10 @@ class Limits:
             lora=lora,
         )
 
-    async def prepare(self, params: SamplingParams) -> None:
-        """Does the part of :meth:`accept` that may take long, on another thread. Raises InvalidRequestError."""
-        if self.rules is not None:
-            await self.rules.prepare(params)
+    async def prepare(self, params: SamplingParams) -> object:
+        """Does the part of :meth:`accept` that may take long, on another thread; to be kept until then. Raises
+        InvalidRequestError."""
+        return None if self.rules is None else await self.rules.prepare(params)
 
     def reuse_of(self, asked: object) -> ReuseContext | None:
         """What a request asks for; None: what this engine does by default. Raises InvalidRequestError."""

@@ -26,9 +26,11 @@ class RequestRules:
         self._maker = RuleMaker(tokenizer, vocab_size)
         self._grammars = grammars
 
-    async def prepare(self, params: SamplingParams) -> None:
-        if params.structured_outputs is not None:
-            await self._grammars.compiled(params.structured_outputs)
+    async def prepare(self, params: SamplingParams) -> object:
+        """As long as the answer is kept, :meth:`constraint` need not wait."""
+        if params.structured_outputs is None:
+            return None
+        return await self._grammars.compiled(params.structured_outputs)
 
     def tokens(self, params: SamplingParams) -> TokenRules:
         wanted = params.logit_bias or params.allowed_token_ids or params.bad_words or params.dry_multiplier

@@ -52,7 +52,7 @@ class Generation:
         retry_after: Callable[[], float | None],
     ) -> Generation:
         """Queues every prompt. Raises the engine's errors before any of them costs computation."""
-        await engine.prepare(params)
+        _prepared = await engine.prepare(params)  # kept until all are queued
         for prompt in prompts[1:]:  # the first is checked by generate()
             engine.validate(prompt.ids, params)
         streams: list[RequestStream] = []

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 class FakeS3:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        self.locked: set[str] = set()  # keys that are not deleted
         self.status = 200  # of every answer, if it is another one
         self.url = ""
 
@@ -44,9 +45,12 @@ class Handler(BaseHTTPRequestHandler):
             objects[key] = body
             self._answer(200)
         elif self.command == "POST":
-            for name in re.findall(rb"<Key>(.*?)</Key>", body):
-                objects.pop(name.decode(), None)
-            self._answer(200, b"<DeleteResult/>")
+            names = [name.decode() for name in re.findall(rb"<Key>(.*?)</Key>", body)]
+            left = [name for name in names if name in self.fake.locked]
+            for name in set(names) - set(left):
+                objects.pop(name, None)
+            errors = "".join(f"<Error><Key>{name}</Key><Code>AccessDenied</Code></Error>" for name in left)
+            self._answer(200, f"<DeleteResult>{errors}</DeleteResult>".encode())
         elif self.command == "DELETE":
             objects.pop(key, None)
             self._answer(204)

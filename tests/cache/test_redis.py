@@ -129,6 +129,18 @@ def test_a_full_redis_still_answers(server: RedisServer, caplog: pytest.LogCaptu
 
 
 @needs_redis
+def test_one_that_may_not_be_asked_before_a_put_is_still_read(server: RedisServer) -> None:
+    cache = open_redis(server.url)
+    cache.put(key_of(0), payload_of(0))
+    admin = server.client()
+    admin.execute_command("ACL", "SETUSER", "default", "-touch")
+    assert not cache.put(key_of(1), payload_of(1)) and cache.counts.failed == 1
+    assert cache.get(key_of(0)) == payload_of(0), "refusing to store is no reason not to read"
+    with pytest.raises(ConfigError, match="touch"):
+        open_redis(server.url)
+
+
+@needs_redis
 def test_a_redis_that_lets_nobody_in_is_an_error_and_says_no_secrets(tmp_path: Path, caplog) -> None:
     caplog.set_level(logging.DEBUG)
     with redis_server(tmp_path, "--requirepass", "right") as server:

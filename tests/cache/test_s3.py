@@ -46,6 +46,20 @@ def test_one_that_fails_is_left_alone(s3: FakeS3, caplog: pytest.LogCaptureFixtu
     cache.close()
 
 
+def test_what_is_not_deleted_is_not_cleared(s3: FakeS3, caplog: pytest.LogCaptureFixture) -> None:
+    cache = open_s3("s3://pages", shortest_rest=0.0)
+    for number in range(3):
+        cache.put(key_of(number), payload_of(number))
+    s3.locked.add("sixfold-kv/" + key_of(1).digest.hex())
+    cache.clear()
+    assert list(s3.objects) == list(s3.locked) and cache.counts.failed == 1
+    assert "1 objects could not be deleted: AccessDenied" in caplog.text
+    assert cache.get(key_of(1)) is None and cache.counts.failed == 2, "not read before it is cleared"
+    s3.locked.clear()
+    assert cache.get(key_of(1)) is None and not s3.objects and cache.counts.failed == 2
+    cache.close()
+
+
 @pytest.mark.parametrize("url", ["http://pages", "s3://", "s3://me:secret@pages", "s3://pages?secret=1"])
 def test_a_wrong_url_is_a_clear_error(url: str) -> None:
     with pytest.raises(ConfigError, match="no URL of a bucket") as error:

@@ -11,13 +11,16 @@ an error of its own request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +29,7 @@ from sixfold.engine.constraint import TokenConstraint
 from sixfold.engine.grammar.matcher import GrammarMatcher
 from sixfold.engine.grammar.schema import children, prepare, read_schema
 from sixfold.engine.grammar.tokens import GrammarTokenizer, tokens_of
-from sixfold.errors import InvalidRequestError
+from sixfold.errors import InvalidRequestError, OverloadedError, SixfoldError
 from sixfold.types import StructuredOutputsParams
 
 MAX_TEXT = 512 << 10  # characters of a schema, regex or grammar
@@ -61,7 +64,10 @@ class Grammars:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._kept: OrderedDict[StructuredOutputsParams, Future[Grammar]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._alive: WeakValueDictionary[StructuredOutputsParams, Grammar] = WeakValueDictionary()
+        self._waiting: Counter[Future[Grammar]] = Counter()  # how many wait for each that is not done
+        self._lock = threading.RLock()  # over these three; cancelling calls back with it held
+        self._renewing = threading.Lock()
         self._loading = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._tokens: Any = None  # llguidance's, made by the first compilation
@@ -73,46 +79,78 @@ class Grammars:
             if known is not None:
                 self._kept.move_to_end(demand)
                 return known
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(2, "sixfold-grammar")
-            made = self._kept[demand] = self._pool.submit(self._compile, demand)
-            while len(self._kept) > MAX_GRAMMARS:
-                self._kept.popitem(last=False)
+            made = self._kept[demand] = self._begin(demand)
+            done = [old for old, future in self._kept.items() if future.done() and future is not made]
+            for old in done[: max(0, len(self._kept) - MAX_GRAMMARS)]:  # others wait for what is not done
+                del self._kept[old]
         made.add_done_callback(lambda done: self._forget_failure(demand, done))
         return made
 
     def compile(self, demand: StructuredOutputsParams) -> Grammar:
-        """Waits for it. Raises InvalidRequestError."""
-        try:
-            return self.submit(demand).result(COMPILE_SECONDS)
-        except Late:
-            raise too_slow() from None
+        """Waits for it. Raises InvalidRequestError, or OverloadedError if its turn did not come."""
+        with self._wait(demand) as made:
+            try:
+                return made.result(COMPILE_SECONDS)
+            except Late:
+                raise _late(made) from None
 
     async def compiled(self, demand: StructuredOutputsParams) -> Grammar:
-        """Waits for it without holding up the event loop. Raises InvalidRequestError."""
-        made = asyncio.shield(asyncio.wrap_future(self.submit(demand)))  # others may wait for the same
-        try:
-            return await asyncio.wait_for(made, COMPILE_SECONDS)
-        except TimeoutError:
-            raise too_slow() from None
+        """Waits for it without holding up the event loop. While the caller keeps it, :meth:`compile` of the same demand
+        finds it at once. Raises what that raises."""
+        with self._wait(demand) as made:
+            try:  # shielded, for others may wait for the same
+                return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(made)), COMPILE_SECONDS)
+            except TimeoutError:
+                raise _late(made) from None
 
     def fill(self, matcher: TokenConstraint, row: NDArray[np.uint32]) -> None:
         """Writes its mask into the row; one that can not go on gets an empty one and its ``error``."""
         assert isinstance(matcher, GrammarMatcher)
         matcher.fill(row)
 
-    def copy(self, grammar: Grammar) -> Any:
-        """llguidance's matcher, at the beginning."""
-        return grammar.prototype.deep_copy()
-
-    def fresh(self, grammar: Grammar) -> Any:
-        """The same, having learnt nothing: when what copies share has grown to its limit."""
-        grammar.prototype = self._matcher(grammar.source)
-        return self.copy(grammar)
+    def fresh(self, grammar: Grammar, spent: Any) -> Any:
+        """A prototype other than ``spent``, whose copies have learnt up to their limit. One for all of them: the first
+        to ask compiles it."""
+        with self._renewing:
+            if grammar.prototype is spent:
+                grammar.prototype = self._matcher(grammar.source)
+            return grammar.prototype
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, demand: StructuredOutputsParams) -> Future[Grammar]:
+        """Under way; or done, if somebody still holds it."""
+        held = self._alive.get(demand)
+        if held is not None:
+            made: Future[Grammar] = Future()
+            made.set_result(held)
+            return made
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(2, "sixfold-grammar")
+        return self._pool.submit(self._make, demand)
+
+    def _make(self, demand: StructuredOutputsParams) -> Grammar:
+        grammar = self._compile(demand)
+        with self._lock:
+            self._alive[demand] = grammar
+        return grammar
+
+    @contextlib.contextmanager
+    def _wait(self, demand: StructuredOutputsParams) -> Iterator[Future[Grammar]]:
+        """What nobody waits for any more is not begun: it would hold up those who wait."""
+        with self._lock:
+            made = self.submit(demand)
+            self._waiting[made] += 1
+        try:
+            yield made
+        finally:
+            with self._lock:
+                self._waiting[made] -= 1
+                if not self._waiting[made]:
+                    del self._waiting[made]
+                    made.cancel()  # of no effect on one that has begun
 
     def _forget_failure(self, demand: StructuredOutputsParams, done: Future[Grammar]) -> None:
         """An error is not worth a place; the next request with the same fault makes it anew."""
@@ -132,7 +170,7 @@ class Grammars:
         if problem and not llguidance_warns(problem):
             raise _refusal(demand, problem)
         grammar = Grammar(source, self._matcher(source))
-        probe = self.copy(grammar)
+        probe = grammar.prototype.deep_copy()
         probe.compute_bitmask()  # some faults show in the first step only
         if probe.is_error():
             raise _refusal(demand, probe.get_error())
@@ -184,6 +222,15 @@ def check_size(demand: StructuredOutputsParams) -> None:
         raise _wrong("choice is empty or has an empty string", "", "Give non-empty strings")
     if demand.whitespace_pattern is not None and len(demand.whitespace_pattern) > 200:
         raise _wrong("whitespace_pattern is too long", "", "Use at most 200 characters")
+
+
+def _late(made: Future[Grammar]) -> SixfoldError:
+    if made.running():
+        return too_slow()
+    return OverloadedError(
+        "The grammar was not compiled in time", cause=f"others were compiled first for {COMPILE_SECONDS:.0f} s",
+        remedy="Send the request again later", param="structured_outputs",
+    )  # fmt: skip
 
 
 def too_slow() -> InvalidRequestError:

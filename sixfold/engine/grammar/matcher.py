@@ -35,13 +35,18 @@ class Ends:
 class GrammarMatcher:
     """A :class:`~sixfold.engine.constraint.TokenConstraint`. ``jumps``: whether forced tokens may be taken at once."""
 
-    __slots__ = ("_ends", "_forced", "_grammar", "_grammars", "_raw", "_taken", "complete", "error", "jumps")
+    __slots__ = (
+        "_ends", "_forced", "_grammar", "_grammars", "_prototype", "_raw", "_recovered", "_taken", "complete", "error",
+        "jumps",
+    )  # fmt: skip
 
     def __init__(self, grammar: Grammar, ends: Ends, grammars: Grammars, *, jumps: bool = True) -> None:
         self._grammar = grammar
         self._grammars = grammars
         self._ends = ends
+        self._prototype: Any = None  # what _raw is a copy of
         self._raw: Any = None  # made when it is needed: a queue of requests holds none
+        self._recovered = False
         self._taken: list[int] = []
         self._forced: deque[int] = deque()  # known to come, not taken yet
         self.complete = False
@@ -52,7 +57,8 @@ class GrammarMatcher:
     def raw(self) -> Any:
         """llguidance's matcher, after the tokens taken so far."""
         if self._raw is None:
-            self._raw = self._grammars.copy(self._grammar)
+            self._prototype = self._grammar.prototype
+            self._raw = self._prototype.deep_copy()
             self._look_ahead()
         return self._raw
 
@@ -73,11 +79,14 @@ class GrammarMatcher:
         self.complete = bool(self._raw.is_stopped())
 
     def recover(self) -> bool:
-        """After an error of llguidance: all taken tokens again, on a matcher that shares nothing. False if that fails
-        too; then ``error`` says why."""
-        self._raw = self._grammars.fresh(self._grammar)
-        if self._raw.consume_tokens(self._taken):
-            return True
+        """After an error of llguidance: all taken tokens again, on a copy of a newer prototype. Once a sequence, since
+        the step waits while that is compiled. False if that fails too; then ``error`` says why."""
+        if not self._recovered:
+            self._recovered = True
+            self._prototype = self._grammars.fresh(self._grammar, self._prototype)
+            self._raw = self._prototype.deep_copy()
+            if self._raw.consume_tokens(self._taken):
+                return True
         self._give_up()
         return False
 

@@ -31,6 +31,9 @@ FORMATS = frozenset((
 ))  # fmt: skip
 MAX_DEPTH = 100
 MAX_NODES = 50_000
+MAX_ONE_OF = 64  # options: each is compared with each
+MAX_COMPARED = 1_000_000  # values, names and characters of references in all comparisons: about a second
+MAX_COMPARED_DEPTH = 8  # properties within properties
 MAX_MULTIPLE = 20_000  # the automaton of multipleOf has that many states
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -94,6 +97,7 @@ class _Preparation:
         self._close = close_objects
         self._nodes = 0
         self._multiple = 1
+        self._compared = 0
         self.schema = self._schema(schema, "", 0)
 
     def _schema(self, node: Any, at: str, depth: int) -> Any:
@@ -111,7 +115,7 @@ class _Preparation:
             made = self._value(key, value, node, f"{at}/{escape(key)}", depth)
             if made is not _DROPPED:
                 done[key] = made
-        if "oneOf" in done and all(self._exclude(*pair) for pair in combinations(node["oneOf"], 2)):
+        if "oneOf" in done and self._is_any_of(node["oneOf"], f"{at}/oneOf"):
             done = {("anyOf" if key == "oneOf" and "anyOf" not in node else key): value for key, value in done.items()}
         if self._close and "properties" in done and "additionalProperties" not in done:
             done["additionalProperties"] = False
@@ -158,9 +162,29 @@ class _Preparation:
             refuse(f"the keyword multipleOf with {value}", at, cause=f"all of them together may make {MAX_MULTIPLE}")
         return value
 
-    def _exclude(self, one: Any, other: Any) -> bool:
+    def _is_any_of(self, options: Any, at: str) -> bool:
+        """Whether at most one of them can hold. Refuses what takes too long to compare."""
+        if not isinstance(options, list):
+            return False
+        if len(options) > MAX_ONE_OF:
+            refuse(
+                f"the keyword oneOf with {len(options)} options", at, cause=f"at most {MAX_ONE_OF} are compared",
+                remedy="Use anyOf",
+            )  # fmt: skip
+        for pair in combinations(options, 2):
+            apart = self._exclude(*pair)
+            if self._compared > MAX_COMPARED:
+                refuse("the keyword oneOf", at, cause="its options take too long to compare", remedy="Use anyOf")
+            if not apart:
+                return False
+        return True
+
+    def _exclude(self, one: Any, other: Any, depth: int = 0) -> bool:
         """Whether no value satisfies both: by their types, or by a property that both require with other values."""
         one, other = self._resolve(one), self._resolve(other)
+        self._compared += _weight(one) + _weight(other)
+        if depth > MAX_COMPARED_DEPTH or self._compared > MAX_COMPARED:
+            return False
         if not isinstance(one, dict) or not isinstance(other, dict):
             return one is False or other is False
         types, others = _types(one), _types(other)
@@ -172,12 +196,13 @@ class _Preparation:
         if types != {"object"} or others != {"object"}:
             return False
         shared = set(one.get("required") or ()) & set(other.get("required") or ())
-        return any(self._exclude(_property(one, name), _property(other, name)) for name in shared)
+        return any(self._exclude(_property(one, name), _property(other, name), depth + 1) for name in shared)
 
     def _resolve(self, node: Any) -> Any:
         for _ in range(8):
             if not isinstance(node, dict) or set(node) - ANNOTATIONS != {"$ref"}:
                 return node
+            self._compared += len(str(node["$ref"]))
             target: Any = self._root
             for part in str(node["$ref"]).removeprefix("#").split("/")[1:]:
                 target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
@@ -193,6 +218,12 @@ def _coefficient(value: Any) -> int:
     _, figures, exponent = Decimal(str(value)).normalize().as_tuple()
     power: int = 10 ** max(0, min(int(exponent), 9))
     return int("".join(map(str, figures))) * power
+
+
+def _weight(node: Any) -> int:
+    """Of a comparison with it."""
+    lists = [node.get(name) for name in ("enum", "required", "type")] if isinstance(node, dict) else []
+    return 1 + sum(len(one) for one in lists if isinstance(one, list))
 
 
 def _types(node: dict[str, Any]) -> set[str] | None:

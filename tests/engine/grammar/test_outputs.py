@@ -247,13 +247,13 @@ def test_a_demand_that_contradicts_another_ends_with_an_error_of_its_own() -> No
 
 def test_a_grammar_whose_lexer_is_full_is_learnt_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies share what they learn up to a limit; a sequence that meets it goes on as if it were alone."""
-    monkeypatch.setitem(__import__("sixfold.engine.grammar.compiler", fromlist=["x"])._LIMITS, "max_lexer_states", 60)
+    monkeypatch.setitem(__import__("sixfold.engine.grammar.compiler", fromlist=["x"])._LIMITS, "max_lexer_states", 80)
     core = make_core()
     demand = StructuredOutputsParams(regex=r"(cat|dog|bird|[0-9]{1,4}|[x-z]{2}w){6}")
     fresh = []
-    monkeypatch.setattr(
-        Grammars, "fresh", lambda self, grammar, made=Grammars.fresh: fresh.append(1) or made(self, grammar)
-    )
+    monkeypatch.setattr(Grammars, "fresh", lambda self, *of, made=Grammars.fresh: fresh.append(1) or made(self, *of))
     outputs = [one(core, demand, seed=seed)[0] for seed in range(12)]
+    shared = len(fresh)
     again = [one(make_core(), demand, seed=seed)[0] for seed in range(12)]
-    assert fresh and outputs == again and {output.finish_reason for output in outputs} == {"stop"}
+    assert shared and len(fresh) == shared, "each has room alone"
+    assert outputs == again and {output.finish_reason for output in outputs} == {"stop"}

@@ -8,11 +8,14 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sixfold.engine.grammar import Grammars, compiler
+from sixfold.engine.grammar import GrammarMatcher, Grammars, compiler
+from sixfold.engine.grammar import schema as schema_module
+from sixfold.engine.grammar.matcher import Ends
 from sixfold.engine.grammar.schema import prepare
-from sixfold.errors import InvalidRequestError
+from sixfold.errors import InvalidRequestError, OverloadedError
 from sixfold.types import SamplingParams, StructuredOutputsParams
 from tests.fakes import VOCAB, FakeTokenizer, make_core
 
@@ -155,3 +158,80 @@ async def test_a_slow_compilation_ends_its_request_only(monkeypatch: pytest.Monk
     release.set()
     assert (await asyncio.to_thread(slow.submit(StructuredOutputsParams(regex="a")).result)).source
     slow.close()
+
+
+def test_a_grammar_that_fails_again_and_again_is_compiled_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each of many choices, nor for each of their steps, for the others wait meanwhile."""
+    monkeypatch.setitem(compiler._LIMITS, "max_lexer_states", 60)
+    grammars = Grammars(FakeTokenizer(), VOCAB)
+    grammar = grammars.compile(StructuredOutputsParams(regex=r"[a-z]*a[a-z]{12}b"))
+    made, real = [], grammars._matcher
+    monkeypatch.setattr(grammars, "_matcher", lambda source: made.append(source) or real(source))
+    choices = [GrammarMatcher(grammar, Ends(), grammars) for _ in range(64)]
+    row = np.zeros((VOCAB + 31) // 32, np.uint32)
+    for choice in choices:
+        grammars.fill(choice, row)
+    for letter in "abaababbabaabbaaabab" * 3:
+        for choice in choices:
+            if choice.error is None:
+                with contextlib.suppress(InvalidRequestError):
+                    choice.accept(ord(letter))
+                    grammars.fill(choice, row)
+    assert all("can not be followed any further" in str(choice.error) for choice in choices)
+    assert len(made) == 1
+
+
+async def test_what_was_waited_for_is_found_though_many_others_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = Grammars(FakeTokenizer(), VOCAB)
+    demand = StructuredOutputsParams(regex="ab")
+    held = await grammars.compiled(demand)
+    for i in range(compiler.MAX_GRAMMARS + 1):
+        await grammars.compiled(StructuredOutputsParams(choice=[f"c{i}"]))
+    assert demand not in grammars._kept
+    monkeypatch.setattr(grammars, "_compile", None)
+    assert grammars.compile(demand) is held
+    grammars.close()
+
+
+async def test_what_is_under_way_stays_and_what_nobody_waits_for_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "MAX_GRAMMARS", 2)
+    monkeypatch.setattr(compiler, "COMPILE_SECONDS", 5.0)
+    grammars = Grammars(FakeTokenizer(), VOCAB)
+    release = threading.Event()
+    begun, real = [], grammars._compile
+    monkeypatch.setattr(grammars, "_compile", lambda d: begun.append(d.regex) or (release.wait(5) and real(d)))
+    demands = [StructuredOutputsParams(regex=f"a{i}") for i in range(6)]
+    waits = [asyncio.create_task(grammars.compiled(demand)) for demand in demands]
+    await asyncio.sleep(0)
+    assert list(grammars._kept) == demands, "none of them is done"
+    waits[4].cancel()
+    await asyncio.wait([waits[4]])
+    assert demands[4] not in grammars._kept
+    monkeypatch.setattr(compiler, "COMPILE_SECONDS", 0.01)
+    with pytest.raises(OverloadedError, match="others were compiled first"):
+        await grammars.compiled(StructuredOutputsParams(regex="late"))
+    release.set()
+    made = await asyncio.gather(*waits[:4], waits[5])
+    assert all(grammar.source for grammar in made) and sorted(begun) == ["a0", "a1", "a2", "a3", "a5"]
+    assert not grammars._waiting
+    grammars.close()
+
+
+def chained(links: int) -> dict[str, Any]:
+    """Two options that are compared by two properties, each of which is compared by two, and so on."""
+    link = {f"{side}{i}": {"type": "object", "required": ["p", "q"],
+                           "properties": {key: {"$ref": f"#/$defs/{side}{(i + 1) % links}"} for key in "pq"}}
+            for side in "xy" for i in range(links)}  # fmt: skip
+    return {"oneOf": [{"$ref": "#/$defs/x0"}, {"$ref": "#/$defs/y0"}], "$defs": link}
+
+
+def test_comparing_the_options_of_one_of_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [{"const": f"{i}"} for i in range(65)]
+    assert "anyOf" in prepare({"oneOf": many[:64]})
+    with pytest.raises(InvalidRequestError, match="oneOf with 65 options at /items/oneOf"):
+        prepare({"type": "array", "items": {"oneOf": many}})
+    assert "oneOf" in prepare(chained(30)) and "oneOf" in prepare(chained(1)), "not seen to exclude each other"
+    monkeypatch.setattr(schema_module, "MAX_COMPARED", 1_000)
+    with pytest.raises(InvalidRequestError, match="too long to compare"):
+        prepare({"oneOf": [{"$ref": f"#/$defs/{i}"} for i in range(3)],
+                 "$defs": {str(i): {"enum": [f"{i} {j}" for j in range(400)]} for i in range(3)}})  # fmt: skip
