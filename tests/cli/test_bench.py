@@ -8,6 +8,7 @@ import pytest
 from sixfold.bench import server_process
 from sixfold.errors import ConfigError
 from sixfold.runtime import limits, products
+from sixfold.weights.model_file import ModelFile
 from tests.cache.redis_server import needs_redis, redis_server
 
 
@@ -222,11 +223,26 @@ def test_tables(sixfold, chat_model: str) -> None:
 
 def test_decode_times_a_schema(sixfold, chat_model: str) -> None:
     shape = ("--prompt-tokens", 8, "--new-tokens", 24, "--batch", 2, "--repeats", 1)
-    shown = sixfold("bench", "decode", chat_model, "--section", "structured", *shape).stdout
+    command = ("bench", "decode", chat_model, "--section", "structured", *shape)
+    shown = sixfold(*command).stdout
     assert "JSON schema" in shown and "Jump-ahead saves" in shown
-    found = json.loads(sixfold("bench", "decode", chat_model, *shape, "--json").stdout)["structured"]
+    found = json.loads(sixfold(*command, "--json").stdout)["structured"]
     assert found["steps"]["plain"] == found["steps"]["masked"] > found["steps"]["jumping"]
     assert found["steps_saved"] > 0 and found["mask_us"] > 0 and len(found["cost_by_round"]) == 1
+
+
+@pytest.mark.model
+def test_decode_drafts_what_is_quoted(sixfold, smollm2: ModelFile) -> None:
+    shape = ("--section", "speculation", "--new-tokens", 48, "--batch", 1, "--repeats", 1, "--json")
+    found = json.loads(sixfold("bench", "decode", smollm2.path, *shape).stdout)["speculation"]
+    quoted, random = found["cases"]
+    assert found["same_tokens"] and (quoted["text"], random["text"]) == ("quoted", "random")
+    assert quoted["accepted_tokens"] > random["accepted_tokens"] and quoted["mean_accepted_length"] > 1
+
+
+def test_decode_says_that_a_context_is_too_short(sixfold, chat_model: str) -> None:
+    result = sixfold("bench", "decode", chat_model, "--section", "speculation")
+    assert result.exit_code == 1 and "the context is 256 tokens" in result.output
 
 
 @pytest.mark.parametrize(
