@@ -68,8 +68,9 @@ def _write(path: Path, centres: Float32) -> None:
     """Keeps them if it can; the next start finds them again otherwise."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            np.save(file, centres, allow_pickle=False)
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:  # gone whatever happens
+            written = Path(directory) / path.name
+            np.save(written, centres, allow_pickle=False)
+            written.replace(path)
     except OSError as error:
         log.warning("Key centres can not be kept in %s: %s", path.parent, error)
